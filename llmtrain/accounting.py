@@ -1,0 +1,124 @@
+"""Sizes and FLOPs of a model before there is one: built on the meta device, counted by the modules themselves."""
+
+import functools
+import time
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from llmtrain.nn.base import Extent, Flops, MLPModule
+from llmtrain.nn.model import Model, ModelConfig
+from llmtrain.objectives.base import Objective
+from llmtrain.types import Visibility
+
+
+class Size(NamedTuple):
+    """Parameters; tied weights once, as embedding."""
+
+    total: int
+    embedding: int  # the input embedding's table
+    head: int  # what the objective adds, where it is not the embedding's table
+    active: int  # what one token uses: the total without the experts that it does not go to
+    non_embedding: int  # total - embedding
+
+
+def meta_model(cfg: ModelConfig, objective: Objective, vocab_size: int) -> Model:
+    """The model without memory or time."""
+    with torch.device("meta"):
+        return objective.build(cfg, vocab_size)
+
+
+def size(cfg: ModelConfig, objective: Objective, vocab_size: int) -> Size:
+    return size_of(meta_model(cfg, objective, vocab_size))
+
+
+def size_of(model: Model) -> Size:
+    total = sum(p.numel() for p in model.parameters())
+    embedding = model.embed.weight.numel()
+    head = sum(p.numel() for p in model.head.parameters() if p is not model.embed.weight)
+    idle = 0.0
+    for module in model.modules():
+        if isinstance(module, MLPModule):
+            own = dict(module.named_parameters())
+            idle += sum(own[name].numel() * (1 - share) for name, share in module.active_fraction().items())
+    return Size(total, embedding, head, total - round(idle), total - embedding)
+
+
+def flops(cfg: ModelConfig, objective: Objective, seq_len: int, *, vocab_size: int) -> Flops:
+    """Forward and backward of one example; the backward pass is twice the forward."""
+    return flops_of(meta_model(cfg, objective, vocab_size), objective, seq_len)
+
+
+def flops_of(model: Model, objective: Objective, seq_len: int) -> Flops:
+    forward = Flops()
+    for one in objective.passes(seq_len):
+        stack, sees = (model.trunk, objective.sees) if one.stack == "trunk" else (model.encoder, Visibility.BIDIRECTIONAL)
+        assert stack is not None, "the objective passes through an encoder that it did not ask for"
+        forward = forward.plus(stack.flops(Extent(one.tokens, sees, one.prefix, one.source)))
+        if one.scored:
+            forward = forward.plus(model.head.flops(one.scored))
+    return Flops(*(3 * n for n in forward))
+
+
+def solve_width(cfg: ModelConfig, objective: Objective, vocab_size: int, *, n: float, step: int) -> int:
+    """The width, a multiple of ``step``, whose parameters outside the input embedding are nearest to ``n``.
+
+    A head tied to the embedding counts, once. Depth stays: it changes the loss at equal size, width hardly does.
+    """
+
+    def count(width: int) -> int:
+        cfg_at = ModelConfig(**{**vars(cfg), "d_model": width})
+        found = size(cfg_at, objective, vocab_size)
+        return found.non_embedding + (found.embedding if found.head == 0 else 0)
+
+    low = high = step
+    while count(high) < n:
+        low, high = high, 2 * high
+    while high - low > step:
+        middle = (low + high) // (2 * step) * step
+        low, high = (middle, high) if count(middle) < n else (low, middle)
+    return min((low, high), key=lambda width: abs(count(width) - n))
+
+
+# Dense peaks by vendor's data sheet, FLOP/s without sparsity.
+_GPU_PEAKS = {
+    "H200": {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12},
+    "H100 PCIe": {torch.bfloat16: 756e12, torch.float16: 756e12, torch.float32: 51e12},
+    "H100": {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12},
+    "B200": {torch.bfloat16: 2250e12, torch.float16: 2250e12, torch.float32: 80e12},
+    "A100": {torch.bfloat16: 312e12, torch.float16: 312e12, torch.float32: 19.5e12},
+    "L40S": {torch.bfloat16: 362e12, torch.float16: 362e12, torch.float32: 91.6e12},
+    "4090": {torch.bfloat16: 165e12, torch.float16: 165e12, torch.float32: 82.6e12},
+}
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What MFU is measured against, FLOP/s: the data sheet of a known GPU, else a matrix product timed once here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for known, peaks in _GPU_PEAKS.items():
+            if known in name and dtype in peaks:
+                return peaks[dtype]
+    return measured_flops(device, dtype)
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype, *, n: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of an n-cubed matrix product: the median of ``repeats``, after one that is not counted."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    seconds = sorted(_timed_product(a, b) for _ in range(repeats + 1))
+    return 2 * n**3 / seconds[len(seconds) // 2]
+
+
+def _timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    start = time.perf_counter()
+    a @ b
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - start
+
+
+def state_bytes(model: nn.Module, *, moments: int = 2) -> int:
+    """What a checkpoint of the model with its optimiser's moments takes, in bytes."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) * (1 + moments)

@@ -1,0 +1,86 @@
+"""Datasets of the Hugging Face Hub, or local files that its ``datasets`` library reads; streamed, or fetched once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config import config
+from llmtrain.data.digests import Digests, combine
+from llmtrain.data.documents import OnBad, accept
+from llmtrain.data.sources.base import Document, Source, Tally
+from llmtrain.data.sources.text import missing_field
+from llmtrain.errors import DataError
+
+
+@config
+class Hub(Source):
+    """The rows of one split, in the order of the dataset. Code that comes with a dataset is never run.
+
+    A remote dataset is known by its name and ``revision``: set a commit there, and its content cannot change.
+    """
+
+    path: str  # a dataset of the Hub, or a builder for data_files: json, parquet, csv, text
+    name: str | None = None  # its configuration, where it has several
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | tuple[str, ...] | None = None
+    field: str = "text"
+    streaming: bool = True
+    on_bad_document: OnBad = "skip"
+
+    def documents(self, tally: Tally) -> Iterator[Document]:
+        where = self.path if self.name is None else f"{self.path}/{self.name}"
+        for number, row in enumerate(self._rows(), 1):
+            if self.field not in row:
+                raise DataError(f"{where}:row {number}: {missing_field(self.field, row)}")
+            place = f"row {number}"
+            if document := accept(row[self.field], self.on_bad_document, tally, file=where, place=place):
+                yield document
+
+    def fingerprint(self, digests: Digests) -> str:
+        named = [self.path, self.name, self.split, self.revision, self.field, self.on_bad_document]
+        return combine([*named, [(f.name, digests.of(f)) if f.is_file() else str(f) for f in self._files()]])
+
+    def _files(self) -> list[Path]:
+        if self.data_files is None:
+            return []
+        return [
+            Path(f) for f in ((self.data_files,) if isinstance(self.data_files, str) else self.data_files)
+        ]
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        datasets.disable_progress_bars()
+        try:
+            yield from datasets.load_dataset(
+                self.path,
+                name=self.name,
+                split=self.split,
+                revision=self.revision,
+                data_files=[str(f) for f in self._files()] or None,
+                streaming=self.streaming,
+            )
+        except Exception as error:  # the library and its transports raise some forty kinds
+            raise DataError(f"{self._where()}: {_reason(error)}") from error
+
+    def _where(self) -> str:
+        return "/".join(filter(None, (self.path, self.name))) + f" [{self.split}]"
+
+
+def _reason(error: Exception) -> str:
+    """One line of why ``datasets`` gave up, and what the user can do."""
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(f"{type(cause).__name__} {cause}")
+        cause = cause.__cause__ or cause.__context__
+    told = " ".join(str(error).split())[:300] or type(error).__name__
+    unreachable = ("Connection", "Offline", "LocalEntryNotFound", "MaxRetry", "Timeout", "resolve")
+    if os.environ.get("HF_HUB_OFFLINE") or any(word in line for line in chain for word in unreachable):
+        return (
+            f"the Hub cannot be reached ({told}); connect to the network, or train on local files with "
+            "data=text, or on the embedded corpus with data=python"
+        )
+    return f"datasets cannot read it ({told}); check data.source.path, name, split, revision and data_files"

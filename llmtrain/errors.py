@@ -1,0 +1,35 @@
+"""What a user can have got wrong, or a machine failed at, and the exit code that says which.
+
+Exit codes: 0 done, 2 configuration, 3 data, 4 numbers, 5 storage, 130 and 143 stopped by a signal. ``cli.py`` prints
+such an error as one line; anything else is a bug of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """One clear line: what, where, why, and the way out."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
+    """A key, a value or a combination that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A source, a document, a tokenizer or a shard that cannot be used."""
+
+    exit_code = 3
+
+
+class NumbersError(UserError):
+    """A loss or a gradient that is not finite."""
+
+    exit_code = 4
+
+
+class StorageError(UserError):
+    """A disk that is full, a folder in use, a checkpoint that is damaged."""
+
+    exit_code = 5

@@ -1,0 +1,96 @@
+"""What a layer is, before there are tensors and after: a frozen config that builds a module with a cost."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llmtrain.config import config
+from llmtrain.types import ANY, Hidden, Seq, Visibility
+
+
+class Extent(NamedTuple):
+    """How much of one unpacked row passes through a stack: what FLOPs are counted from."""
+
+    tokens: int
+    visibility: Visibility
+    prefix: int = 0  # tokens of the prefix, where visibility is PREFIX
+    source: int = 0  # tokens of the stream that cross-attention reads
+
+    def pairs(self, window: int | None = None) -> int:
+        """Visible pairs of positions in one document of ``tokens`` tokens: attention's work, whatever the kernel."""
+        t, w = self.tokens, self.tokens if window is None else min(window, self.tokens)
+        past = w * (w + 1) // 2 + (t - w) * w
+        ahead = {Visibility.CAUSAL: 0, Visibility.PREFIX: self.prefix, Visibility.BIDIRECTIONAL: t}[
+            self.visibility
+        ]
+        w = min(w, ahead)
+        return past + (w * (w - 1) // 2 + (ahead - w) * (w - 1) if ahead else 0)
+
+
+class Flops(NamedTuple):
+    """FLOPs of a forward pass over one row, a multiply-add as two."""
+
+    model: int = 0  # the currency: what the function needs, whatever the backend
+    counter: int = 0  # what torch's FlopCounterMode counts on the reference path
+
+    def plus(self, *others: "Flops") -> "Flops":
+        return Flops(*(sum(parts) for parts in zip(self, *others, strict=True)))
+
+
+def dense_flops(tokens: int, *modules: nn.Linear) -> Flops:
+    """Of matrix products with the weights of ``modules``, each applied to ``tokens`` tokens."""
+    n = 2 * tokens * sum(m.weight.numel() for m in modules)
+    return Flops(n, n)
+
+
+class MixerModule(nn.Module, ABC):
+    """The only kind of layer through which one position hears another."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Float[Tensor, "B T D"]: ...
+
+    @abstractmethod
+    def init_state(self, rows: int) -> Any:
+        """The state before the first token of ``rows`` rows, for ``step``."""
+
+    @abstractmethod
+    def step(self, x: Float[Tensor, "B T D"], seq: Seq, state: Any) -> tuple[Float[Tensor, "B T D"], Any]:
+        """The output at the next ``T`` tokens and the state after them; piece by piece equals ``forward``."""
+
+    @abstractmethod
+    def flops(self, extent: Extent) -> Flops: ...
+
+
+class MLPModule(nn.Module, ABC):
+    """A layer that treats every position alike and alone (``seq`` only says which are padding)."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Hidden: ...
+
+    @abstractmethod
+    def flops(self, extent: Extent) -> Flops: ...
+
+    def active_fraction(self) -> dict[str, float]:
+        """By parameter name, the share that one token uses, where that is not all of it (experts)."""
+        return {}
+
+
+@config
+class LayerConfig(ABC):  # noqa: B024 - the two kinds below say what they build
+    """Fields never depend on the width, so that one dial can set it; the width arrives at ``build``."""
+
+    supports: ClassVar[frozenset[Visibility]] = ANY
+
+
+@config
+class Mixer(LayerConfig):
+    @abstractmethod
+    def build(self, d_model: int, visibility: Visibility) -> MixerModule: ...
+
+
+@config
+class MLP(LayerConfig):
+    @abstractmethod
+    def build(self, d_model: int, visibility: Visibility) -> MLPModule: ...

@@ -1,0 +1,54 @@
+"""Cross-attention: how a decoder hears its encoder, whatever mixer the decoder is made of."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llmtrain.config import config
+from llmtrain.nn.base import Extent, Flops, dense_flops
+from llmtrain.nn.roles import linear
+from llmtrain.ops.attention import attend
+from llmtrain.types import Seq, Visibility
+
+
+@config
+class CrossAttention:
+    """Attention from every position to the source stream of its own document; no RoPE, since the two streams differ."""
+
+    head_dim: int = 64
+    qk_norm: bool = True
+    norm_eps: float = 1e-6
+
+    def build(self, d_model: int) -> "CrossAttentionModule":
+        return CrossAttentionModule(self, d_model)
+
+
+class CrossAttentionModule(nn.Module):
+    def __init__(self, cfg: CrossAttention, d_model: int):
+        super().__init__()
+        if d_model % cfg.head_dim:
+            raise ValueError(f"d_model={d_model} is no multiple of model.cross.head_dim={cfg.head_dim}")
+        self.cfg = cfg
+        self.q = linear(d_model, d_model)
+        self.kv = linear(d_model, 2 * d_model, splits=(d_model, d_model))
+        self.out = linear(d_model, d_model, residual=True)
+        if cfg.qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(cfg.head_dim, eps=cfg.norm_eps) for _ in range(2))
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], seq: Seq, source: Float[Tensor, "B S D"], source_seq: Seq
+    ) -> Float[Tensor, "B T D"]:
+        q, k, v = (self._heads(part) for part in (self.q(x), *self.kv(source).chunk(2, -1)))
+        if self.cfg.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        whole = source_seq._replace(prefix=torch.ones_like(source_seq.prefix))
+        y = attend(q, k, v, seq, whole, visibility=Visibility.BIDIRECTIONAL)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def flops(self, extent: Extent) -> Flops:
+        scores = 4 * self.q.out_features * extent.tokens * extent.source
+        own, other = dense_flops(extent.tokens, self.q, self.out), dense_flops(extent.source, self.kv)
+        return own.plus(other, Flops(scores, scores))
+
+    def _heads(self, x: Tensor) -> Float[Tensor, "B H T K"]:
+        return x.unflatten(-1, (-1, self.cfg.head_dim)).transpose(1, 2)

@@ -1,0 +1,36 @@
+"""The gated MLP of most language models since PaLM."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from llmtrain.config import config
+from llmtrain.nn.base import MLP, Extent, Flops, MLPModule, dense_flops
+from llmtrain.nn.mlps.width import d_ff
+from llmtrain.nn.roles import linear
+from llmtrain.types import Hidden, Seq, Visibility
+
+
+@config
+class SwiGLU(MLP):
+    """``down(silu(gate(x)) * up(x))`` (Shazeer 2020)."""
+
+    ratio: float = 8 / 3  # d_ff / d_model; 8/3 has as many weights as a plain MLP of ratio 4
+    multiple_of: int = 8  # d_ff is rounded up to one
+
+    def build(self, d_model: int, visibility: Visibility) -> "SwiGLUModule":
+        return SwiGLUModule(d_model, d_ff(d_model, self.ratio, self.multiple_of))
+
+
+class SwiGLUModule(MLPModule):
+    def __init__(self, d_model: int, d_ff: int):
+        super().__init__()
+        self.gate_up = linear(d_model, 2 * d_ff, splits=(d_ff, d_ff))
+        self.down = linear(d_ff, d_model, residual=True)
+
+    def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Hidden:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return Hidden(self.down(F.silu(gate) * up), ())
+
+    def flops(self, extent: Extent) -> Flops:
+        return dense_flops(extent.tokens, self.gate_up, self.down)

@@ -1,0 +1,47 @@
+"""What each parameter is for, so that optimisers and initialisation treat it rightly without knowing its layer."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from torch import nn
+
+Kind = Literal["matrix", "vector", "embedding", "head"]
+
+
+class Role(NamedTuple):
+    kind: Kind
+    splits: tuple[
+        int, ...
+    ] = ()  # rows (dim -2) of the parts of a fused matrix, such as q, k and v; () is one part
+    residual: bool = False  # writes into the residual stream, so its initial scale falls with depth
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """The role of every parameter by its name, a tied one once, under the name that ``named_parameters`` gives it.
+
+    A module states the roles of its own parameters in an attribute ``roles`` (name -> Role). Without one, an
+    embedding's table is ``embedding``, any other parameter of two dimensions a ``matrix``, the rest ``vector``. A
+    ``matrix`` of three dimensions is a stack of matrices, one an expert.
+    """
+    stated = dict(_stated(model))
+    return {name: stated.get(name) or _default(p.ndim) for name, p in model.named_parameters()}
+
+
+def linear(d_in: int, d_out: int, *, splits: tuple[int, ...] = (), residual: bool = False) -> nn.Linear:
+    """A projection without bias that says whether it is fused, and whether it writes into the residual stream."""
+    module = nn.Linear(d_in, d_out, bias=False)
+    module.roles = {"weight": Role("matrix", splits, residual)}  # type: ignore[assignment]
+    return module
+
+
+def _stated(model: nn.Module) -> Iterator[tuple[str, Role]]:
+    for prefix, module in model.named_modules():
+        own: dict[str, Role] = getattr(module, "roles", {})
+        if isinstance(module, nn.Embedding):
+            own = {"weight": Role("embedding")}
+        for name, role in own.items():
+            yield f"{prefix}.{name}".lstrip("."), role
+
+
+def _default(ndim: int) -> Role:
+    return Role("matrix" if ndim == 2 else "vector")

@@ -1,0 +1,137 @@
+"""What an objective is: the one object that knows both ends of a batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from llmtrain.config import config
+from llmtrain.nn.model import Model, ModelConfig
+from llmtrain.types import Row, Seq, Visibility, Vocab
+
+
+class Loss(NamedTuple):
+    """What a batch of B rows cost; sums and counts are kept apart, so that means over any split of rows are exact."""
+
+    loss: Float[
+        Tensor, ""
+    ]  # optimised: nats / (rows x scored(seq_len)) + what the layers ask for; carries the gradient
+    nats: Float[Tensor, " B"]  # sum over the scored positions of each row
+    counts: Float[Tensor, " B"]  # scored positions of each row
+    extra: dict[str, Tensor]  # further terms, logged by name
+
+
+class Pass(NamedTuple):
+    """One row's way through one stack of the model: what accounting counts."""
+
+    stack: Literal["trunk", "encoder"]
+    tokens: int
+    prefix: int = 0  # of them in the prefix, where the stack's visibility is PREFIX
+    source: int = 0  # tokens of the stream that its cross-attention reads
+    scored: int = 0  # positions that its head is run on
+
+
+@config
+class Objective(ABC):
+    """Turns raw rows into examples, and a model's output on a batch of them into a loss."""
+
+    rows: ClassVar[Literal["packed", "document"]] = "packed"
+    encoder: ClassVar[bool] = False  # whether a second, bidirectional trunk reads a source stream
+    overlap: ClassVar[int] = 0  # raw tokens that a row shares with the next one
+    score_name: ClassVar[str]
+    score_unit: ClassVar[str]
+    likelihood: ClassVar[bool] = False  # whether nats are those of all tokens, so that bits per byte exist
+
+    @property
+    @abstractmethod
+    def sees(self) -> Visibility:
+        """What the trunk is built for."""
+
+    @abstractmethod
+    def raw_len(self, seq_len: int) -> int:
+        """How many raw tokens make one example of ``seq_len``."""
+
+    @abstractmethod
+    def scored(self, seq_len: int) -> int:
+        """How many positions a row scores: a constant, so that a mean of means is the mean."""
+
+    @abstractmethod
+    def passes(self, seq_len: int) -> tuple[Pass, ...]:
+        """Everything a row costs beyond its embedding."""
+
+    @abstractmethod
+    def example(self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator) -> Any:
+        """One example, a NamedTuple of numpy arrays (nested at will), which is a pure function of its arguments."""
+
+    @abstractmethod
+    def head(self, d_model: int, vocab_size: int) -> nn.Module: ...
+
+    @abstractmethod
+    def loss(self, model: Model, batch: Any) -> Loss:
+        """The loss of a batch: examples stacked along a first axis, as tensors on the model's device."""
+
+    @abstractmethod
+    def floor(self, vocab: Vocab, seq_len: int) -> float:
+        """The least held-out score on i.i.d. uniform tokens, in closed form: whoever beats it has seen the answer."""
+
+    @abstractmethod
+    def samples(
+        self, model: Model, rows: Sequence[Row], decode: Callable[[Sequence[int]], str], seed: int
+    ) -> list["Sample"]:
+        """What the model makes of held-out rows, to be read by a person."""
+
+    def evaluation(self) -> "Objective":
+        """The objective that is scored on held-out rows, where it differs from the one that is trained."""
+        return self
+
+    def build(self, cfg: ModelConfig, vocab_size: int) -> Model:
+        """The model that this objective trains, not yet initialised."""
+        self.check(cfg)
+        _, d_model = cfg.shape
+        head = self.head(d_model, vocab_size)
+        return Model(cfg, self.sees, vocab_size=vocab_size, head=head, encoder=self.encoder)
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Refuse layers that cannot see what this objective needs seen, and say why.
+
+        Raises ValueError naming the layer, the reason and the way out.
+        """
+        stacks = {"trunk": self.sees} | ({"encoder": Visibility.BIDIRECTIONAL} if self.encoder else {})
+        for stack, needed in stacks.items():
+            for i, layer in enumerate(cfg.layers):
+                for part in layer.parts():
+                    if needed not in part.supports:
+                        can = " or ".join(sorted(v.value for v in part.supports))
+                        raise ValueError(
+                            f"{type(self).__name__} needs a {needed.value} {stack}, but model.layers.{i} has "
+                            f"{type(part).__name__}, which can only be {can}: choose another layer or another objective"
+                        )
+
+
+class Sample(NamedTuple):
+    given: str
+    made: str
+
+
+class Task(nn.Module):
+    """A model with its objective: the one module that is trained, wrapped and compiled."""
+
+    def __init__(self, model: Model, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Any) -> Loss:
+        return self.objective.loss(self.model, batch)
+
+
+def seq_of(ids: np.ndarray, doc: np.ndarray, prefix: np.ndarray | bool) -> Seq:
+    """A stream of one row, positions counted from the first token of each document in it (arrays, not yet tensors)."""
+    i = np.arange(len(ids))
+    starts = np.zeros(len(ids), bool)
+    starts[0], starts[1:] = True, doc[1:] != doc[:-1]
+    pos = i - np.maximum.accumulate(np.where(starts, i, 0))
+    seen = np.broadcast_to(np.asarray(prefix, bool), ids.shape)
+    return Seq(ids, doc, pos, seen)  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""Which implementation of an operation this machine runs: probed once, logged once, and open to being forced."""
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_forced: dict[str, str] = {}
+
+
+@contextmanager
+def force(**names: str) -> Iterator[None]:
+    """Use the named implementation of an operation: ``force(attention="reference")``; ``auto`` leaves the choice."""
+    before = dict(_forced)
+    _forced.update({op: name for op, name in names.items() if name != "auto"})
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def choose(op: str, x: Tensor) -> str:
+    """The implementation of ``op`` for tensors of the kind of ``x``."""
+    return _forced.get(op) or _probe(op, x.device.type, x.dtype)
+
+
+@functools.cache
+def _probe(op: str, device: str, dtype: torch.dtype) -> str:
+    name = _PROBES[op](device, dtype)
+    log.info("%s on %s in %s: %s", op, device, str(dtype).removeprefix("torch."), name)
+    return name
+
+
+def _attention(device: str, dtype: torch.dtype) -> str:
+    if device == "cpu":
+        return "by_document"
+    if (
+        device == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and importlib.util.find_spec("flash_attn")
+    ):
+        return "flash"
+    return "flex" if device == "cuda" and dtype != torch.float64 else "masked"
+
+
+_PROBES = {"attention": _attention}

@@ -1,0 +1,26 @@
+"""Rotary position embedding, in the half-split layout of GPT-NeoX and of the Hugging Face models."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmtrain.ops.dtypes import at_least_float32
+
+Rotation = tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
+
+
+def rotation(pos: Int[Tensor, "B T"], d: int, base: float, dtype: torch.dtype) -> Rotation:
+    """Cosine and sine of every position's angles (Su et al. 2021), for heads of width ``d``.
+
+    Angles are computed in at least float32: in bfloat16 positions past 256 would share one.
+    """
+    wide = at_least_float32(dtype)
+    inverse = base ** (-torch.arange(0, d, 2, device=pos.device, dtype=wide) / d)
+    angle = pos[:, None, :, None].to(wide) * inverse
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def rotate(x: Float[Tensor, "B H T K"], by: Rotation) -> Float[Tensor, "B H T K"]:
+    cos, sin = by
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin

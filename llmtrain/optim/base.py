@@ -1,0 +1,65 @@
+"""What every optimiser's config has in common, and how it becomes the one optimiser of a run."""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import nn
+
+from llmtrain.config import config
+from llmtrain.nn.roles import Role, roles
+from llmtrain.optim.composite import CompositeOptimizer, Rule
+from llmtrain.optim.schedules import Schedule
+
+Decay = Annotated[float, Ge(0), Lt(1)]  # the share of the old that a running average keeps each step
+
+
+class Named(NamedTuple):
+    """A parameter with what an optimiser needs to know of it."""
+
+    name: str
+    weight: nn.Parameter
+    role: Role
+
+    @property
+    def decays(self) -> bool:
+        """Weight decay is for matrices, tables of embeddings and heads included; gains and biases are left alone."""
+        return self.role.kind != "vector"
+
+
+@config
+class Optim(ABC):
+    """An optimiser, its guard against numbers that are not finite, and an average of the weights if one is wanted."""
+
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.1  # decoupled: the share of a weight lost a step is lr * weight_decay
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    clip: PositiveFloat | None = 1.0  # the largest norm of all gradients together; None leaves them
+    ema: Annotated[float, Gt(0), Lt(1)] | None = (
+        None  # what the averaged weights keep a step; None keeps no average
+    )
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+
+    @abstractmethod
+    def rules(self, named: list[Named]) -> list[Rule]:
+        """Share the parameters out among update rules; the first rule's rate is the one that is reported."""
+
+    def build(self, model: nn.Module, schedule: Schedule, horizon: int) -> CompositeOptimizer:
+        """The optimiser of ``model``'s trainable parameters, for a run of ``horizon`` steps.
+
+        Built once the parameters are where they stay: after moving to the device and after sharding. Raises ConfigError
+        if the schedule does not fit in the horizon.
+        """
+        schedule.check(horizon)
+        role = roles(model)
+        named = [Named(name, p, role[name]) for name, p in model.named_parameters() if p.requires_grad]
+        return CompositeOptimizer(
+            self.rules(named),
+            {n.name: n.weight for n in named},
+            factor=lambda step: schedule.factor(step, horizon),
+            clip=self.clip,
+            ema=self.ema,
+            on_nonfinite=self.on_nonfinite,
+        )

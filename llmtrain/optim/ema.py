@@ -1,0 +1,49 @@
+"""An exponential moving average of the weights, kept beside them and lent to an evaluation."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.ops.dtypes import at_least_float32
+
+
+class WeightAverage:
+    """average <- decay * average + (1 - decay) * weights after every update (Polyak & Juditsky 1992, with a horizon).
+
+    In at least float32: an increment of 1 - decay is lost in bfloat16.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
+        self._weights: list[Tensor] = list(weights.values())
+        self._averages = [p.detach().to(at_least_float32(p.dtype), copy=True) for p in self._weights]
+        self._names = list(weights)
+        self._decay = decay
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Begin from the weights as they are now."""
+        torch._foreach_copy_(self._averages, self._weights)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        weights = [p.to(a.dtype) for p, a in zip(self._weights, self._averages, strict=True)]
+        torch._foreach_lerp_(self._averages, weights, 1 - self._decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"ema.{name}": average for name, average in zip(self._names, self._averages, strict=True)}
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Within, the parameters hold the averages; after, what they held before, bit for bit."""
+        own = [p.detach().clone() for p in self._weights]
+        self._load(self._averages)
+        try:
+            yield
+        finally:
+            self._load(own)
+
+    @torch.no_grad()
+    def _load(self, values: list[Tensor]) -> None:
+        torch._foreach_copy_(self._weights, values)

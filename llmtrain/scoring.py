@@ -1,0 +1,110 @@
+"""The held-out score of a task, with its standard error, in its own unit and in bits per byte."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from llmtrain import philox
+from llmtrain.config import to_plain
+from llmtrain.data.collate import collate, to_device
+from llmtrain.objectives.base import Objective, Task
+from llmtrain.record import Score
+from llmtrain.types import Row, Vocab
+
+VALIDATION_SEED = 20_011  # the same corruption in every run, whatever its own seed
+
+
+class HeldOut(Protocol):
+    """Rows that no run trains on."""
+
+    n_rows: int
+
+    def __getitem__(self, i: int) -> Row: ...
+
+
+class Scored(NamedTuple):
+    score: Score
+    bits_per_byte: float | None
+
+
+def eval_hash(objective: Objective, seq_len: int, fingerprint: str, tokenizer_hash: str, n_rows: int) -> str:
+    """What must agree before two scores are compared."""
+    text = json.dumps([to_plain(objective), seq_len, fingerprint, tokenizer_hash, n_rows], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@torch.no_grad()
+def score(
+    task: Task,
+    rows: HeldOut,
+    vocab: Vocab,
+    *,
+    seq_len: int,
+    batch_rows: int,
+    device: torch.device,
+    context: Callable[[], Any],
+    fingerprint: str,
+    tokenizer_hash: str,
+    max_rows: int | None = None,
+) -> Scored:
+    """Sum of nats / sum of counts over held-out rows, shared out over the ranks; every token scored once.
+
+    ``context`` makes the context manager of the run's precision. With ``max_rows`` the first of the rows are scored. The
+    standard error treats rows as the independent units (a ratio estimator), since tokens of one row are not.
+    """
+    objective = task.objective.evaluation()
+    n = rows.n_rows if max_rows is None else min(max_rows, rows.n_rows)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    was_training = task.training
+    task.eval()
+    sums: list[tuple[float, float]] = []
+    n_bytes = 0
+    for first in range(rank * batch_rows, n, world * batch_rows):
+        mine = [rows[i] for i in range(first, min(first + batch_rows, n))]
+        rngs = [philox.generator(VALIDATION_SEED, "example", 0, first + k) for k in range(len(mine))]
+        examples = [objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(mine, rngs, strict=True)]
+        with context():
+            loss = objective.loss(task.model, to_device(collate(examples), device))
+        sums += zip(loss.nats.double().tolist(), loss.counts.double().tolist(), strict=True)
+        n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in mine)
+    task.train(was_training)
+    parts = _gathered((sums, n_bytes), world)
+    nats, counts = np.array([pair for part, _ in parts for pair in part]).reshape(-1, 2).T
+    value, total = _ratio(nats, counts), float(counts.sum())
+    found = Score(
+        name=objective.score_name,
+        value=value,
+        se=_standard_error(nats, counts, value),
+        n=int(total),
+        unit=objective.score_unit,
+        eval_hash=eval_hash(objective, seq_len, fingerprint, tokenizer_hash, n),
+    )
+    whole = sum(b for _, b in parts)
+    bits = float(nats.sum()) / (math.log(2) * whole) if objective.likelihood and whole else None
+    return Scored(found, bits)
+
+
+def _ratio(nats: np.ndarray, counts: np.ndarray) -> float:
+    return float(math.fsum(nats.tolist()) / counts.sum()) if counts.sum() else math.nan
+
+
+def _standard_error(nats: np.ndarray, counts: np.ndarray, value: float) -> float:
+    n = len(nats)
+    if n < 2:
+        return math.inf
+    residual = nats - value * counts
+    return float(np.sqrt((residual**2).sum() * n / (n - 1)) / counts.sum())
+
+
+def _gathered(mine: Any, world: int) -> Sequence[Any]:
+    if world == 1:
+        return [mine]
+    out: list[Any] = [None] * world
+    dist.all_gather_object(out, mine)
+    return out
