@@ -53,7 +53,11 @@ def flops(cfg: ModelConfig, objective: Objective, seq_len: int, *, vocab_size: i
 def flops_of(model: Model, objective: Objective, seq_len: int) -> Flops:
     forward = Flops()
     for one in objective.passes(seq_len):
-        stack, sees = (model.trunk, objective.sees) if one.stack == "trunk" else (model.encoder, Visibility.BIDIRECTIONAL)
+        stack, sees = (
+            (model.trunk, objective.sees)
+            if one.stack == "trunk"
+            else (model.encoder, Visibility.BIDIRECTIONAL)
+        )
         assert stack is not None, "the objective passes through an encoder that it did not ask for"
         forward = forward.plus(stack.flops(Extent(one.tokens, sees, one.prefix, one.source)))
         if one.scored:

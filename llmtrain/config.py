@@ -1,4 +1,4 @@
-"""``@config``: a frozen, keyword-only dataclass whose fields are checked when it is made; and such trees as plain data."""
+"""``@config``: a frozen, keyword-only dataclass whose fields are checked when made; and its plain data."""
 
 from dataclasses import MISSING, field, fields, is_dataclass
 from pathlib import Path
@@ -43,7 +43,11 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, 
     """(dotted key, our value, their value) wherever two trees of plain data differ, in the order of ours."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}".lstrip("."))]
+        return [
+            d
+            for key in keys
+            for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}".lstrip("."))
+        ]
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         pairs = enumerate(zip(ours, theirs, strict=True))
         return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}.{i}")]

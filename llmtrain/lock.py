@@ -8,7 +8,6 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from llmtrain.errors import StorageError
 
@@ -39,7 +38,7 @@ class RunLock:
         self._path = folder / ".lock"
         self._descriptor = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLock":
         """Raises ``StorageError``, which names the holder, where another process has it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +107,7 @@ def _read(descriptor: int) -> dict[str, object]:
     """What the last holder wrote; empty where it ended cleanly, or has not written yet."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

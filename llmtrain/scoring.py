@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,19 +13,12 @@ import torch.distributed as dist
 from llmtrain import philox
 from llmtrain.config import to_plain
 from llmtrain.data.collate import collate, to_device
+from llmtrain.data.rows import Rows
 from llmtrain.objectives.base import Objective, Task
 from llmtrain.record import Score
-from llmtrain.types import Row, Vocab
+from llmtrain.types import Vocab
 
 VALIDATION_SEED = 20_011  # the same corruption in every run, whatever its own seed
-
-
-class HeldOut(Protocol):
-    """Rows that no run trains on."""
-
-    n_rows: int
-
-    def __getitem__(self, i: int) -> Row: ...
 
 
 class Scored(NamedTuple):
@@ -42,12 +35,11 @@ def eval_hash(objective: Objective, seq_len: int, fingerprint: str, tokenizer_ha
 @torch.no_grad()
 def score(
     task: Task,
-    rows: HeldOut,
+    rows: Rows,
     vocab: Vocab,
     *,
     seq_len: int,
     batch_rows: int,
-    device: torch.device,
     context: Callable[[], Any],
     fingerprint: str,
     tokenizer_hash: str,
@@ -55,8 +47,8 @@ def score(
 ) -> Scored:
     """Sum of nats / sum of counts over held-out rows, shared out over the ranks; every token scored once.
 
-    ``context`` makes the context manager of the run's precision. With ``max_rows`` the first of the rows are scored. The
-    standard error treats rows as the independent units (a ratio estimator), since tokens of one row are not.
+    ``context`` makes the context manager of the run's precision. With ``max_rows`` the first of the rows are scored.
+    The standard error treats rows as the independent units (a ratio estimator), since tokens of one row are not.
     """
     objective = task.objective.evaluation()
     n = rows.n_rows if max_rows is None else min(max_rows, rows.n_rows)
@@ -68,9 +60,11 @@ def score(
     for first in range(rank * batch_rows, n, world * batch_rows):
         mine = [rows[i] for i in range(first, min(first + batch_rows, n))]
         rngs = [philox.generator(VALIDATION_SEED, "example", 0, first + k) for k in range(len(mine))]
-        examples = [objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(mine, rngs, strict=True)]
+        examples = [
+            objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(mine, rngs, strict=True)
+        ]
         with context():
-            loss = objective.loss(task.model, to_device(collate(examples), device))
+            loss = objective.loss(task.model, to_device(collate(examples), task.model.embed.weight.device))
         sums += zip(loss.nats.double().tolist(), loss.counts.double().tolist(), strict=True)
         n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in mine)
     task.train(was_training)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import xxhash
 from pydantic import NonNegativeInt
@@ -52,7 +51,7 @@ class NewFile:
     def stored(self) -> StoredFile:
         return StoredFile(size=self._size, hash=self._hash.hexdigest())
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "NewFile":
         return self
 
     def __exit__(
@@ -103,7 +102,7 @@ class StoredReader:
         if self._hash.hexdigest() != self._expected:
             raise Damaged(f"{self.name} is not what was written: its hash is not the one in its manifest")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StoredReader":
         return self
 
     def __exit__(

@@ -77,6 +77,17 @@ class MLPModule(nn.Module, ABC):
         return {}
 
 
+class HeadModule(nn.Module, ABC):
+    """What an objective reads hidden states with."""
+
+    tied_to_embedding: ClassVar[bool] = False  # whether its ``weight`` may be the input embedding's table
+    weight: nn.Parameter
+
+    @abstractmethod
+    def flops(self, scored: int) -> Flops:
+        """Of a forward pass over ``scored`` positions."""
+
+
 @config
 class LayerConfig(ABC):  # noqa: B024 - the two kinds below say what they build
     """Fields never depend on the width, so that one dial can set it; the width arrives at ``build``."""

@@ -1,14 +1,14 @@
 """Blocks, trunks and the model: one class for dense, MoE, SSM and every hybrid of them."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmtrain.config import config
-from llmtrain.nn.base import MLP, Extent, Flops, LayerConfig, Mixer
+from llmtrain.nn.base import MLP, Extent, Flops, HeadModule, LayerConfig, Mixer
 from llmtrain.nn.mixers.cross import CrossAttention
 from llmtrain.nn.roles import Role
 from llmtrain.types import Hidden, Routing, Seq, Visibility
@@ -151,7 +151,7 @@ class Model(nn.Module):
         visibility: Visibility,
         *,
         vocab_size: int,
-        head: nn.Module,
+        head: HeadModule,
         encoder: bool = False,
     ):
         super().__init__()
@@ -160,7 +160,7 @@ class Model(nn.Module):
         self.encoder = Trunk(cfg, Visibility.BIDIRECTIONAL) if encoder else None
         self.trunk = Trunk(cfg, visibility, cross=encoder)
         self.head = head
-        if cfg.tie_embeddings and getattr(head, "tied_to_embedding", False):
+        if cfg.tie_embeddings and head.tied_to_embedding:
             head.weight = self.embed.weight
 
     def forward(self, seq: Seq, source: Seq | None = None) -> Hidden:
@@ -178,10 +178,10 @@ class Model(nn.Module):
         return self.trunk.step(self.embed(seq.ids), seq, state)
 
 
-class TokenHead(nn.Module):
+class TokenHead(HeadModule):
     """Scores every token of the vocabulary; its table is the embedding's where the model ties them."""
 
-    tied_to_embedding = True
+    tied_to_embedding: ClassVar[bool] = True
 
     def __init__(self, d_model: int, vocab_size: int):
         super().__init__()

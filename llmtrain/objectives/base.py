@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmtrain.config import config
+from llmtrain.nn.base import HeadModule
 from llmtrain.nn.model import Model, ModelConfig
 from llmtrain.types import Row, Seq, Visibility, Vocab
 
@@ -67,7 +68,7 @@ class Objective(ABC):
         """One example, a NamedTuple of numpy arrays (nested at will), which is a pure function of its arguments."""
 
     @abstractmethod
-    def head(self, d_model: int, vocab_size: int) -> nn.Module: ...
+    def head(self, d_model: int, vocab_size: int) -> HeadModule: ...
 
     @abstractmethod
     def loss(self, model: Model, batch: Any) -> Loss:

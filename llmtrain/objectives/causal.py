@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmtrain import philox
 from llmtrain.config import config
@@ -54,7 +54,7 @@ class CausalLM(Objective):
         targets = np.where(row.doc[1:] == NO_DOC, IGNORE, row.ids[1:])
         return CausalBatch(seq_of(row.ids[:-1], row.doc[:-1], False), targets)  # type: ignore[arg-type]
 
-    def head(self, d_model: int, vocab_size: int) -> nn.Module:
+    def head(self, d_model: int, vocab_size: int) -> TokenHead:
         return TokenHead(d_model, vocab_size)
 
     def loss(self, model: Model, batch: CausalBatch) -> Loss:

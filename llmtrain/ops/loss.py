@@ -44,7 +44,7 @@ def linear_cross_entropy(
     chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
     wanted = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
     with torch.autocast(device, enabled=False):
-        return TokenLoss(*_Chunked.apply(h.to(dtype), weight.to(dtype), targets, z_loss, chunk, wanted))  # type: ignore[no-untyped-call]
+        return TokenLoss(*_Chunked.apply(h.to(dtype), weight.to(dtype), targets, z_loss, chunk, wanted))
 
 
 class _Chunked(torch.autograd.Function):

@@ -152,7 +152,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
     def _complaint(self, norm: float, loss: object) -> str:
         name = first_nonfinite(self.weights)
         where = f"first in the gradient of {name}" if name else "no gradient of this rank has it"
-        shown = f"{float(loss):g}" if isinstance(loss, Tensor) else "unknown"
+        shown = f"{float(loss.detach()):g}" if isinstance(loss, Tensor) else "unknown"
         return (
             f"step {self.steps}: loss {shown}, gradient norm {norm:g}, {where}; nothing was updated: "
             "lower optim.lr, or pass over such steps with optim.on_nonfinite=skip"

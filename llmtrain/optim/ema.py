@@ -21,10 +21,9 @@ class WeightAverage:
         self._names = list(weights)
         self._decay = decay
 
-    @torch.no_grad()
     def start(self) -> None:
         """Begin from the weights as they are now."""
-        torch._foreach_copy_(self._averages, self._weights)
+        _copy(self._weights, self._averages)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -38,12 +37,14 @@ class WeightAverage:
     def lent(self) -> Iterator[None]:
         """Within, the parameters hold the averages; after, what they held before, bit for bit."""
         own = [p.detach().clone() for p in self._weights]
-        self._load(self._averages)
+        _copy(self._averages, self._weights)
         try:
             yield
         finally:
-            self._load(own)
+            _copy(own, self._weights)
 
-    @torch.no_grad()
-    def _load(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_(self._weights, values)
+
+@torch.no_grad()
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+    for a, b in zip(source, target, strict=True):  # not foreach: it has no form for sharded tensors
+        b.copy_(a)

@@ -58,7 +58,7 @@ class Schedule(ABC):
         warmup, decay = self.warmup_steps(horizon), self.decay_steps(horizon)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        if step <= horizon - decay:
+        if decay == 0 or step <= horizon - decay:
             return 1.0
         return self.fall(min(1.0, (step - (horizon - decay)) / decay))
 

@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face Hub, or local files that its ``datasets`` library reads; streamed, or fetched once."""
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ class Hub(Source):
     on_bad_document: OnBad = "skip"
 
     def documents(self, tally: Tally) -> Iterator[Document]:
-        where = self.path if self.name is None else f"{self.path}/{self.name}"
+        where = self._where()
         for number, row in enumerate(self._rows(), 1):
             if self.field not in row:
                 raise DataError(f"{where}:row {number}: {missing_field(self.field, row)}")
@@ -40,33 +41,38 @@ class Hub(Source):
 
     def fingerprint(self, digests: Digests) -> str:
         named = [self.path, self.name, self.split, self.revision, self.field, self.on_bad_document]
-        return combine([*named, [(f.name, digests.of(f)) if f.is_file() else str(f) for f in self._files()]])
+        return combine([*named, self._data_files(), [digests.of(file) for file in self._local_files()]])
 
-    def _files(self) -> list[Path]:
-        if self.data_files is None:
-            return []
-        return [
-            Path(f) for f in ((self.data_files,) if isinstance(self.data_files, str) else self.data_files)
-        ]
+    def _data_files(self) -> list[str]:
+        return [self.data_files] if isinstance(self.data_files, str) else list(self.data_files or ())
+
+    def _local_files(self) -> list[Path]:
+        """What lies on this machine of what will be read, and so can be hashed."""
+        patterns = self._data_files() or [os.path.join(glob.escape(self.path), "**", "*")]
+        found = (Path(f) for pattern in patterns for f in sorted(glob.glob(pattern, recursive=True)))
+        return [f for f in found if f.is_file()]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         import datasets
 
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it would log is in the error
         try:
             yield from datasets.load_dataset(
                 self.path,
                 name=self.name,
                 split=self.split,
                 revision=self.revision,
-                data_files=[str(f) for f in self._files()] or None,
+                data_files=self._data_files() or None,
                 streaming=self.streaming,
             )
         except Exception as error:  # the library and its transports raise some forty kinds
             raise DataError(f"{self._where()}: {_reason(error)}") from error
 
     def _where(self) -> str:
-        return "/".join(filter(None, (self.path, self.name))) + f" [{self.split}]"
+        """What messages call this dataset."""
+        files = self._data_files()
+        return files[0] if len(files) == 1 else "/".join(filter(None, (self.path, self.name)))
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import os
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from llmtrain.config import config
@@ -70,5 +71,6 @@ class StandardLibrary(Source):
         return any(p.as_posix() in HELD_OUT for p in (path, *path.parents))
 
 
+@cache
 def _root() -> Path:
     return Path(sysconfig.get_path("stdlib"))

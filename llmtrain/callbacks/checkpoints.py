@@ -1,0 +1,130 @@
+"""When a run's state is written and how it is put back; what is on disk is ``checkpoint``'s."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from pydantic import PositiveInt
+
+from llmtrain.callbacks.base import AfterStep
+from llmtrain.checkpoint import Saver, State, estimate_bytes, load, preflight, specs
+from llmtrain.config import config
+from llmtrain.lit import Pretrain
+
+
+@config
+class Checkpointing:
+    every: PositiveInt | None = None  # steps; none: at the end alone, and when the run is interrupted
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None  # steps whose checkpoints are never deleted
+
+
+class Checkpoints(AfterStep):
+    """Saves every ``every`` steps, beside training, and at the end, finished or interrupted."""
+
+    def __init__(self, cfg: Checkpointing, folder: Path, *, values: dict[str, Any]):
+        self.cfg, self.folder = cfg, folder
+        self.values = values  # saved with each: what the state belongs to
+        self.saver: Saver | None = None
+        self._saved: int | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        # a group of its own: the thread that saves must not mix its messages with those of training
+        group = dist.new_group(backend="gloo") if world > 1 else None
+        self.saver = Saver(
+            self.folder,
+            keep_last=self.cfg.keep_last,
+            keep_every=self.cfg.keep_every,
+            rank=trainer.global_rank,
+            world=world,
+            barrier=(lambda: dist.barrier(group)) if group is not None else None,
+        )
+        if trainer.is_global_zero:
+            preflight(self.folder, estimate_bytes(state_of(module)))
+        self._saved = module.progress.step or None  # what a resumed run came from is already there
+
+    def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        if self.cfg.every is not None and module.progress.step % self.cfg.every == 0:
+            self.save(module)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        self.save(module)
+        self.finish()
+
+    def save(self, module: Pretrain) -> None:
+        if self._saved == module.progress.step:
+            return
+        assert self.saver is not None, "training has started"
+        with module.clock.paused():
+            state = state_of(module)
+            self.saver.save(module.progress.step, state._replace(values=state.values | self.values))
+        self._saved = module.progress.step
+
+    def finish(self) -> None:
+        if self.saver is not None:
+            self.saver.wait()
+
+
+def state_of(module: Pretrain) -> State:
+    """Everything that the next step depends on."""
+    progress = module.progress
+    sums = {name: _summed(tensor) for name, tensor in progress.tensors().items()}
+    return State(
+        tensors={
+            "model": dict(module.task.state_dict(keep_vars=True)),
+            "optimizer": module.optimizer.tensors(),
+            "averages": sums,
+            "rng": _rng(),
+        },
+        values=progress.values() | {"optimizer": module.optimizer.counters()},
+    )
+
+
+def restore(module: Pretrain, path: Path, *, weights_alone: bool = False) -> None:
+    """Put the state in ``path`` back into a module whose optimiser is built.
+
+    Raises ConfigError where a tensor does not fit.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    wanted = ("model",) if weights_alone else ("model", "optimizer", "averages")
+    own = specs({group: named for group, named in state_of(module).tensors.items() if group in wanted})
+    state = load(path, expect=own, rank=rank, world=world)
+    module.task.load_state_dict(state.tensors["model"])
+    if weights_alone:
+        return
+    module.optimizer.load_tensors(state.tensors["optimizer"])
+    module.optimizer.load_counters(state.values["optimizer"])
+    progress, saved = module.progress, state.values
+    progress.step, progress.rows = saved["step"], saved["rows"]
+    progress.branch_step, progress.branch_rows = saved["branch_step"], saved["branch_rows"]
+    progress.seconds, progress.wall_before = saved["seconds"], saved["wall"]
+    for name, tensor in progress.tensors().items():
+        # the sums of all ranks were saved as one: the first rank goes on with it
+        tensor.copy_(state.tensors["averages"][name] if rank == 0 else torch.zeros_like(tensor))
+    _restore_rng(load(path, rank=rank, world=world).tensors.get("rng", {}))
+
+
+def _summed(tensor: torch.Tensor) -> torch.Tensor:
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _rng() -> dict[str, torch.Tensor]:
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return rng
+
+
+def _restore_rng(rng: dict[str, torch.Tensor]) -> None:
+    """``rng`` is empty after a change of the number of ranks: each had its own."""
+    if "cpu" in rng:
+        torch.set_rng_state(rng["cpu"])
+    if "cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])

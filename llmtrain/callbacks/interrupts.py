@@ -1,0 +1,46 @@
+"""Signals: the first lets the step end and the state be saved, the second ends the process at once."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+
+from llmtrain.callbacks.base import AfterStep
+from llmtrain.lit import Pretrain
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}  # SIGUSR1 is SLURM's warning
+
+
+class Interrupts(AfterStep):
+    """Stops a run between two steps; ``exit_code`` says afterwards whether it did."""
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        self._before = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        code = 0 if self._received is None else EXIT_CODES[signal.Signals(self._received)]
+        if dist.is_initialized():  # ranks hear of a signal at different steps and must end at the same one
+            agreed = torch.tensor(code, device=module.device)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+            code = int(agreed)
+        if code:
+            self.exit_code = code
+            module.stopping = trainer.should_stop = True
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            os._exit(EXIT_CODES[signal.Signals(number)])
+        self._received = number

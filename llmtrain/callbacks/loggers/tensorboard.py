@@ -1,0 +1,34 @@
+"""TensorBoard's event files, in ``tensorboard/`` of the run folder."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from llmtrain.callbacks.loggers.base import Logger, Sink
+from llmtrain.config import config
+from llmtrain.errors import ConfigError
+
+
+@config
+class TensorBoard(Logger):
+    def open(self, folder: Path, run_config: dict[str, Any]) -> list[Sink]:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError(
+                "logger=tensorboard needs the tensorboard package: pip install 'llmtrain[tensorboard]'"
+            )
+        return [TensorBoardSink(folder / "tensorboard")]
+
+
+class TensorBoardSink(Sink):
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._writer.close()

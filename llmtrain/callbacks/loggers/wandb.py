@@ -1,0 +1,62 @@
+"""Weights & Biases: offline unless there is a login, and never a reason for a run to wait or to fail."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from llmtrain.callbacks.loggers.base import Logger, Sink
+from llmtrain.config import config
+
+log = logging.getLogger(__name__)
+
+START_SECONDS, FINISH_SECONDS = 8, 10  # how long a server may keep a run waiting
+
+
+@config
+class WandB(Logger):
+    project: str = "llmtrain"
+    entity: str | None = None
+    group: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"  # auto: online where there is a login
+
+    def open(self, folder: Path, run_config: dict[str, Any]) -> list[Sink]:
+        return [WandBSink(self, folder, run_config)]
+
+
+class WandBSink(Sink):
+    def __init__(self, cfg: WandB, folder: Path, run_config: dict[str, Any]):
+        import wandb
+
+        mode = cfg.mode if cfg.mode != "auto" else ("online" if _logged_in() else "offline")
+        options: dict[str, Any] = {
+            "project": cfg.project, "entity": cfg.entity, "group": cfg.group, "name": folder.name,
+            "id": folder.name, "resume": "allow", "dir": str(folder), "config": run_config,
+        }  # fmt: skip
+        settings = {
+            "init_timeout": START_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": False,
+            "silent": True, "console": "off",
+        }  # fmt: skip
+        try:
+            self._run = wandb.init(mode=mode, settings=wandb.Settings(**settings), **options)
+        except wandb.Error as error:
+            log.warning(
+                "wandb cannot be reached (%s): logging offline; later: wandb sync %s/wandb/offline-run-*",
+                error,
+                folder,
+            )
+            self._run = wandb.init(mode="offline", settings=wandb.Settings(**settings), **options)
+        if self._run.offline:
+            log.info("wandb logs offline; later: wandb sync %s/wandb/offline-run-*", folder)
+
+    def log(self, row: dict[str, Any]) -> None:
+        self._run.log(row, step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)

@@ -1,0 +1,70 @@
+"""What every logged step says: loss, rate, norm, speed, utilisation and the work done so far."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import lightning
+import torch
+import torch.distributed as dist
+
+from llmtrain.callbacks.base import AfterStep
+from llmtrain.callbacks.loggers.base import Sink
+from llmtrain.lit import Pretrain
+from llmtrain.nn.base import Flops
+
+
+class Work(NamedTuple):
+    """What one row costs and one second could do."""
+
+    tokens_per_row: int  # raw tokens
+    flops_per_row: Flops
+    peak: float  # FLOP/s of all devices together, at the run's precision
+
+
+class Metrics(AfterStep):
+    """Every ``every`` steps and at the last, a row to each sink: means over the steps since the row before."""
+
+    def __init__(self, sinks: Sequence[Sink], work: Work, *, every: int, horizon: int):
+        self.sinks, self.work, self.every, self.horizon = sinks, work, every, horizon
+        self._rows_before: int | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        self._rows_before = module.progress.rows
+
+    def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        progress = module.progress
+        if progress.step % self.every and progress.step != self.horizon:
+            return
+        assert self._rows_before is not None, "training has started"
+        sums = torch.stack((progress.nats, progress.counts))
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        nats, counts = sums.tolist()
+        seconds = module.clock.lap()
+        progress.seconds += seconds
+        rows, self._rows_before = progress.rows - self._rows_before, progress.rows
+        report = module.optimizer.last
+        self.log(
+            {
+                "step": progress.step,
+                "tokens": progress.rows * self.work.tokens_per_row,
+                "flops": progress.rows * self.work.flops_per_row.model,
+                "loss": nats / counts if counts else float("nan"),
+                "lr": report.lr,
+                "grad_norm": report.grad_norm,
+                "updated": report.updated,
+                "tokens_per_second": rows * self.work.tokens_per_row / seconds,
+                "mfu": rows * self.work.flops_per_row.counter / seconds / self.work.peak,
+                "seconds": progress.seconds,
+            }
+        )
+        progress.nats.zero_()
+        progress.counts.zero_()
+
+    def log(self, row: dict[str, float]) -> None:
+        for sink in self.sinks:
+            sink.log(row)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()

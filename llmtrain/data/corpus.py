@@ -1,0 +1,101 @@
+"""The `data` group of the config: a corpus is a source with the rules that make rows of it; a mix, several."""
+
+import math
+
+from llmtrain.config import config
+from llmtrain.data.sources.base import Source
+from llmtrain.errors import ConfigError
+
+
+@config
+class Corpus:
+    """One source of text and what is done to it before training.
+
+    Validation gets the larger of ``validation_fraction`` and ``validation_min_bytes``, where that is no more than a
+    tenth of the corpus, and at most 10 MB; or what the source itself holds out. Sizes are bytes of UTF-8.
+    """
+
+    source: Source
+    section_bytes: int = 65_536  # a longer document is cut at lines; each section is a document from there on
+    validation_fraction: float = 0.01
+    validation_min_bytes: int = 200_000
+    validation_bytes_per_file: int = 32_768  # of one document, unless there are too few documents
+    near_duplicate: float = (
+        0.3  # share of common 4-line windows above which two texts stay on one side; 1 = off
+    )
+    deduplicate: bool = True  # drop exact copies of a document
+    max_bytes: int | None = None  # read no more than this of the source
+    isolate_documents: bool = True  # no attention from one document of a row to another
+    cache: str = "cache"  # folder of prepared corpora
+    workers: int | None = None  # processes that tokenize; None = one a core
+    loader_workers: int = 0  # processes that read rows while training
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "section_bytes": 1024,
+            "validation_min_bytes": 0,
+            "validation_bytes_per_file": 1024,
+            "max_bytes": 1,
+            "workers": 1,
+            "loader_workers": 0,
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"data.{name}={value} is too small; it must be at least {least}")
+        if not 0 <= self.validation_fraction <= 0.5:
+            raise ConfigError(
+                f"data.validation_fraction={self.validation_fraction} must be between 0 and 0.5 (a share of the bytes)"
+            )
+        if not 0 < self.near_duplicate <= 1:
+            raise ConfigError(
+                f"data.near_duplicate={self.near_duplicate} must be above 0 and at most 1 (1 turns the rule off)"
+            )
+
+
+# fields that decide where and how fast a corpus is prepared, and how it is read, but not what is prepared
+RUNTIME = ("isolate_documents", "cache", "workers", "loader_workers")
+
+
+@config
+class Mix:
+    """Several corpora, each prepared by its own rules, under one tokenizer; ``weights`` are shares of the tokens.
+
+    How rows are read, and where and how fast the corpora are prepared, is set here and for all of them.
+    """
+
+    components: dict[str, Corpus]
+    weights: dict[str, float]  # by component; scaled to sum to 1
+    isolate_documents: bool = True
+    cache: str = "cache"
+    workers: int | None = None
+    loader_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.components:
+            raise ConfigError("data.components is empty; name at least one corpus")
+        if self.components.keys() != self.weights.keys():
+            raise ConfigError(
+                f"data.weights names {_listed(self.weights)}, but data.components names {_listed(self.components)}; "
+                "give each component one weight"
+            )
+        for name, weight in self.weights.items():
+            if not 0 < weight < math.inf:
+                raise ConfigError(
+                    f"data.weights.{name}={weight} must be above 0; leave the component out instead"
+                )
+        defaults = Mix.__dataclass_fields__
+        for name, corpus in self.components.items():
+            if not name.replace("-", "_").isidentifier():
+                raise ConfigError(
+                    f"data.components.{name}: use letters, digits, - and _ only, as it names a folder"
+                )
+            for field in RUNTIME:
+                if getattr(corpus, field) != defaults[field].default:
+                    raise ConfigError(
+                        f"data.components.{name}.{field} has no effect in a mix; set data.{field}"
+                    )
+
+
+def _listed(names: dict) -> str:
+    return ", ".join(sorted(names)) or "nothing"

@@ -1,0 +1,60 @@
+"""The run's rows as examples, addressed by their number: what a DataLoader's workers make."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from llmtrain import philox
+from llmtrain.data.collate import collate
+from llmtrain.data.rows import Rows, Stream
+from llmtrain.types import Row, Vocab
+
+
+class Maker(Protocol):
+    """What an objective is to the data."""
+
+    def example(self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator) -> Any: ...
+
+
+class Examples(Dataset):
+    """Example k of a run, a pure function of (seed, k): nothing depends on workers, ranks or what came before."""
+
+    def __init__(
+        self, parts: Sequence[Rows], stream: Stream, maker: Maker, vocab: Vocab, *, seq_len: int, seed: int
+    ):
+        self.parts, self.stream, self.maker, self.vocab = parts, stream, maker, vocab
+        self.seq_len, self.seed = seq_len, seed
+
+    def __getitem__(self, k: int) -> Any:
+        part, epoch, row = self.stream.locate(k)
+        rng = philox.generator(self.seed, f"example {part}", epoch, row)
+        return self.maker.example(self.parts[part][row], self.vocab, seq_len=self.seq_len, rng=rng)
+
+
+class RankRows(Sampler[int]):
+    """The rows of one rank from the cursor to the end of the run: of every micro batch its own share."""
+
+    def __init__(self, *, first: int, end: int, batch_rows: int, micro_rows: int, rank: int, world: int):
+        self.first, self.end, self.batch_rows = first, end, batch_rows
+        self.micro_rows, self.rank, self.world = micro_rows, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        stride = self.micro_rows * self.world
+        for micro in range(self.first + self.rank * self.micro_rows, self.end, stride):
+            yield from range(micro, micro + self.micro_rows)
+
+    def __len__(self) -> int:
+        return (self.end - self.first) // self.world
+
+
+def loader(examples: Examples, rows: RankRows, *, workers: int) -> DataLoader:
+    return DataLoader(
+        examples,
+        batch_size=rows.micro_rows,
+        sampler=rows,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+    )

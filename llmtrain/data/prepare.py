@@ -1,0 +1,231 @@
+"""The road from text to token shards, taken once for each content: cached, and resumed after a kill."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmtrain.data.corpus import RUNTIME, Corpus, Mix
+from llmtrain.data.dedup import mark_duplicates
+from llmtrain.data.digests import Digests, combine
+from llmtrain.data.encode import Job, encode, plan, sections
+from llmtrain.data.shards import Shards, ShardWriter
+from llmtrain.data.split import split
+from llmtrain.data.spool import Spool, open_index, spool_documents
+from llmtrain.data.stages import alone, stage, storage_told
+from llmtrain.data.tokenizers.base import Tokenizer, TokenizerConfig, load_tokenizer
+from llmtrain.data.training_text import training_text
+from llmtrain.errors import DataError
+from llmtrain.types import Vocab
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1  # of the rules: a change of what they yield makes every corpus anew
+
+Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all (0: not known)
+
+
+class Part(NamedTuple):
+    """One corpus of a mix, or the only one."""
+
+    name: str
+    weight: float  # share of the tokens of training; all sum to 1
+    shards: Shards
+
+
+class Prepared(NamedTuple):
+    """A corpus ready for training."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    vocab: Vocab
+    train: tuple[Part, ...]
+    validation: dict[str, Shards]  # by part
+    fingerprint: str  # of the text and of the rules that split it, whatever the tokenizer
+    report: dict[
+        str, Any
+    ]  # by part: documents, bytes, tokens, what was dropped; and the seconds of each stage
+
+
+def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progress | None = None) -> Prepared:
+    """The shards of ``data`` under ``tokenizer``: from the cache where they are there, else made.
+
+    A killed preparation is gone on with at the next call; the result is the same, bit for bit, as without the kill
+    and with any number of workers. ``progress`` is called at most about ten times a second.
+    Raises DataError for text that cannot be used, and StorageError where the cache cannot be written.
+    """
+    parts = data.components if isinstance(data, Mix) else {"corpus": data}
+    weights = data.weights if isinstance(data, Mix) else {"corpus": 1.0}
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    cache = Path(data.cache).expanduser()
+    digests = Digests(cache / "digests.json")
+    fingerprint = _fingerprint(parts, shares, digests)
+    folder = cache / combine([fingerprint, tokenizer.identity()])
+    with storage_told(cache):
+        digests.save()
+        if not folder.exists():
+            with alone(folder.with_suffix(".lock")):
+                if not folder.exists():  # another process may have made it while this one waited
+                    making = _Making(
+                        folder.with_suffix(".partial"), parts, shares, fingerprint, _slowed(progress)
+                    )
+                    making.run(tokenizer, data.workers)
+                    if _fingerprint(parts, shares, digests) != fingerprint:
+                        shutil.rmtree(making.folder)
+                        raise DataError("a file of the corpus changed while it was prepared; start again")
+                    making.folder.rename(folder)
+    return _open(folder, shares, fingerprint)
+
+
+def _fingerprint(parts: dict[str, Corpus], shares: dict[str, float], digests: Digests) -> str:
+    rules = [
+        {f.name: getattr(part, f.name) for f in fields(part) if f.name not in (*RUNTIME, "source")}
+        for part in parts.values()
+    ]
+    sources = [part.source.fingerprint(digests) for part in parts.values()]
+    return combine([_FORMAT, shares, rules, sources])
+
+
+def _open(folder: Path, shares: dict[str, float], fingerprint: str) -> Prepared:
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    train = tuple(
+        Part(name, share, Shards.open_for(folder / name / "train", tokenizer))
+        for name, share in shares.items()
+    )
+    validation = {name: Shards.open_for(folder / name / "validation", tokenizer) for name in shares}
+    report = json.loads((folder / "report.json").read_text())
+    return Prepared(folder, tokenizer, train[0].shards.vocab, train, validation, fingerprint, report)
+
+
+class _Making:
+    """The stages of one preparation, each committed in ``folder`` before the next begins."""
+
+    def __init__(
+        self,
+        folder: Path,
+        parts: dict[str, Corpus],
+        shares: dict[str, float],
+        fingerprint: str,
+        progress: Progress,
+    ) -> None:
+        self.folder = folder
+        self._parts = parts
+        self._shares = shares
+        self._fingerprint = fingerprint
+        self._progress = progress
+        self._seconds: dict[str, float] = {}
+
+    def run(self, config: TokenizerConfig, workers: int | None) -> None:
+        with self._timed("read"):
+            for name, corpus in self._parts.items():
+                stage(self._work(name) / "documents", partial(self._read, corpus))
+        with self._timed("split"):
+            for name, corpus in self._parts.items():
+                stage(self._work(name) / "split", partial(self._split, name, corpus))
+        with self._timed("tokenizer"):
+            stage(self.folder / "tokenizer", partial(self._train_tokenizer, config))
+        with self._timed("tokenize"):
+            for name in self._parts:
+                for side in ("train", "validation"):
+                    self._tokenize(name, side, workers)
+        report = {"parts": {name: self._report(name) for name in self._parts}, "seconds": self._seconds}
+        (self.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+        for name in self._parts:
+            shutil.rmtree(self._work(name))
+
+    def _work(self, name: str) -> Path:
+        return self.folder / name / "work"
+
+    def _read(self, corpus: Corpus, folder: Path) -> None:
+        counts = spool_documents(corpus, folder, partial(self._progress, "read"))
+        (folder / "counts.json").write_text(json.dumps(counts, ensure_ascii=False))
+
+    def _split(self, name: str, corpus: Corpus, folder: Path) -> None:
+        spool = Spool(self._work(name) / "documents")
+        duplicate = np.broadcast_to(False, len(spool.index))
+        if corpus.deduplicate:
+            duplicate = mark_duplicates(spool.index, folder)
+        self._progress("split", 0, 0)
+        counts = split(spool, duplicate, corpus, folder)
+        counts["duplicate_documents"] = int(np.count_nonzero(duplicate))
+        (folder / "counts.json").write_text(json.dumps(counts))
+
+    def _train_tokenizer(self, config: TokenizerConfig, folder: Path) -> None:
+        def texts() -> Iterator[str]:
+            spooled = {
+                name: (
+                    Spool(self._work(name) / "documents"),
+                    open_index(self._work(name) / "split" / "train"),
+                )
+                for name in self._parts
+            }
+            return training_text(spooled, self._shares)
+
+        self._progress("tokenizer", 0, 0)
+        config.build(texts, folder)
+
+    def _tokenize(self, name: str, side: str, workers: int | None) -> None:
+        work, folder = self._work(name), self.folder / name / side
+        if folder.exists():
+            return
+        tokenizer = load_tokenizer(self.folder / "tokenizer")
+        job = Job(work / "documents" / "text", work / "split" / side, self.folder / "tokenizer", work / side)
+        chunks = plan(job)
+        done, total = 0, sum(chunk.n_bytes for chunk in chunks)
+        for n_bytes in encode(job, chunks, workers=workers):
+            done += n_bytes
+            self._progress("tokenize", done, total)
+        meta = {"tokenizer_hash": tokenizer.hash, "source_fingerprint": self._fingerprint}
+        with ShardWriter(folder, tokenizer.vocab(), {**meta, "part": name, "side": side}) as writer:
+            for ids, n_bytes in sections(chunks):
+                writer.add(ids, n_bytes)
+
+    def _report(self, name: str) -> dict[str, Any]:
+        work = self._work(name)
+        report = json.loads((work / "documents" / "counts.json").read_text())
+        report |= json.loads((work / "split" / "counts.json").read_text())
+        for side in ("train", "validation"):
+            shards = Shards.open(self.folder / name / side)
+            report[side] = {
+                "documents": shards.n_documents,
+                "bytes": shards.n_bytes,
+                "tokens": shards.n_tokens,
+            }
+        return report
+
+    def _timed(self, name: str) -> "_Timer":
+        return _Timer(self._seconds, name)
+
+
+class _Timer:
+    """Adds the seconds of a ``with`` block to ``seconds`` under its name."""
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] = round(time.monotonic() - self._start, 3)
+
+
+def _slowed(progress: Progress | None) -> Progress:
+    """``progress``, but at most about ten times a second, and at each new stage."""
+    last_stage, last_time = "", 0.0
+
+    def slow(stage: str, done: int, total: int) -> None:
+        nonlocal last_stage, last_time
+        now = time.monotonic()
+        if progress and (stage != last_stage or now - last_time > 0.1):
+            last_stage, last_time = stage, now
+            progress(stage, done, total)
+
+    return slow

@@ -1,0 +1,91 @@
+"""Work that survives a kill: a stage leaves a whole folder or none, one process at a time, and a full disk is told."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from llmtrain.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+def stage(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, made by ``make`` in a folder beside it and renamed when whole; not made again where it is there."""
+    if not folder.exists():
+        partial = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            make(partial)
+            for path in (*(p for p in partial.rglob("*") if p.is_file()), partial):
+                flush(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room; earlier stages stay
+            raise
+        partial.rename(folder)
+        flush(folder.parent)
+    return folder
+
+
+def flush(path: Path) -> None:
+    """Wait until ``path``, a file or the entries of a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold ``lock`` among the processes that share its file system; a second one waits, and says so.
+
+    The lock is the kernel's (flock), so that it ends with the process that holds it, however that ends.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            log.warning(
+                "another process (pid %s) is preparing this corpus; waiting for it", file.read() or "?"
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def storage_told(folder: Path) -> Iterator[None]:
+    """Turn what a disk refuses while ``folder`` is written into a StorageError of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_REFUSED):
+            raise
+        raise StorageError(why_not_written(folder, error)) from error
+
+
+def why_not_written(folder: Path, error: OSError) -> str:
+    """One line: which folder, how much is written and free there, and what can be done."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    if error.errno in _REFUSED:
+        return f"{there}: cannot be written ({error.strerror}); allow it, or set data.cache to another folder"
+    written = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    free = shutil.disk_usage(there).free
+    return (
+        f"{folder}: the disk or a quota is full ({error.strerror}) with {written:,} bytes of this corpus written "
+        f"and {free:,} free; make room or set data.cache to another disk, then start again: what is written is kept"
+    )

@@ -1,0 +1,117 @@
+"""The only training code: a task, its optimiser, and what has been done so far."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from llmtrain.objectives.base import Loss, Task
+from llmtrain.optim.composite import CompositeOptimizer
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with the weights and the optimiser, all that continuing needs."""
+
+    step: int = 0  # optimiser steps done
+    rows: int = 0  # rows consumed, which is the whole state of the data pipeline
+    seconds: float = 0.0  # spent training, all starts together
+    branch_step: int = 0  # where another run's state was taken over
+    branch_rows: int = 0
+    started: float = field(default_factory=time.time)  # of this start
+    wall_before: float = 0.0  # seconds of the starts before
+    nats: Tensor = field(
+        default_factory=lambda: torch.zeros((), dtype=torch.float64)
+    )  # since the last logged step
+    counts: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"nats": self.nats, "counts": self.counts}
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "branch_step": self.branch_step,
+            "branch_rows": self.branch_rows,
+            "wall": self.wall(),
+        }
+
+    def wall(self) -> float:
+        """Seconds of all starts, from the command to now."""
+        return self.wall_before + time.time() - self.started
+
+
+class Clock:
+    """Time spent training, with what interrupts it left out."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, pauses left out."""
+        now = time.perf_counter()
+        seconds, self.started = now - self.started, now
+        return seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - begin
+
+
+class Pretrain(lightning.LightningModule):
+    """Trains ``task``. Steps and rows are counted here and not by Lightning, so that a run can be continued."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        optimizer: Callable[[Task], CompositeOptimizer],
+        batch_rows: int,
+        progress: Progress,
+        restore: Callable[["Pretrain"], None] = lambda module: None,
+    ):
+        super().__init__()
+        self.task = task
+        self.progress = progress
+        self.clock = Clock()
+        self.stepped = False  # whether the last batch ended an optimiser step
+        self.stopping = False  # whether the run ends after this step, unfinished
+        self._batch_rows = batch_rows
+        self._build_optimizer = optimizer
+        self._restore = restore
+        self.optimizer: CompositeOptimizer
+
+    def configure_optimizers(self) -> CompositeOptimizer:
+        # here and not earlier: the parameters are now on their device, so moments are made there
+        self.optimizer = self._build_optimizer(self.task)
+        self._restore(self)
+        return self.optimizer
+
+    def on_train_start(self) -> None:
+        for name, tensor in self.progress.tensors().items():
+            setattr(self.progress, name, tensor.to(self.device))
+        self.clock.lap()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss: Loss = self.task(batch)
+        self.progress.nats += loss.nats.sum(dtype=torch.float64)
+        self.progress.counts += loss.counts.sum(dtype=torch.float64)
+        self.stepped = False
+        return loss.loss
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.progress.step += 1
+        self.progress.rows += self._batch_rows
+        self.stepped = True

@@ -1,0 +1,104 @@
+"""Where a start begins: at its own newest checkpoint, at another run's, or at nothing."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmtrain.checkpoint import find, load, newest
+from llmtrain.errors import ConfigError, DataError
+from llmtrain.run import Run
+from llmtrain.run_folder import read_config
+
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    path: Path  # a checkpoint
+    values: dict[str, Any]  # saved with it
+    parent: str | None  # RUN@STEP, where it is another run's
+    full: bool  # weights, optimiser and cursor; else weights alone
+    branches: bool  # whether the checkpoint is another run's
+
+    @property
+    def step(self) -> int:
+        return int(self.values["step"]) if self.full else 0
+
+    @property
+    def rows(self) -> int:
+        return int(self.values["rows"]) if self.full else 0
+
+
+def origin_of(run: Run, identity: dict[str, Any], *, rank: int, horizon: int) -> Origin | None:
+    """The checkpoint that this start goes on from.
+
+    ``identity`` names tokenizer and corpus as they are now. Raises ConfigError or DataError where they are not those of
+    the checkpoint, or where it is already past the run's length.
+    """
+    # only the first rank holds the run's lock, so only it may set damaged checkpoints aside
+    path = find(run.folder) if rank == 0 else newest(run.folder)
+    if path is not None:
+        found = Origin(path, _values(path), _parent_of(run), full=True, branches=False)
+        _check_data(found, identity, way_out="give another name, or restore the data")
+        if found.step > horizon:
+            raise ConfigError(
+                f"{run.folder} has done {found.step} steps, more than the {horizon} of this config: give a longer "
+                "length, or another name"
+            )
+        if found.values["horizon"] != horizon:
+            log.info("the run's length is now %d steps, no longer %d", horizon, found.values["horizon"])
+        return found
+    if run.init_from is None:
+        return None
+    return _of_another(run, run.init_from, identity, horizon)
+
+
+def _of_another(run: Run, given: str, identity: dict[str, Any], horizon: int) -> Origin:
+    folder, step = _named(run, given)
+    path = newest(folder) if step is None else find(folder, step=step)
+    if path is None:
+        raise ConfigError(f"init_from={given}: {folder} has no checkpoint yet")
+    values = _values(path)
+    found = Origin(
+        path, values, f"{folder.name}@{values['step']}", full=run.init_state == "full", branches=True
+    )
+    if found.full:
+        _check_data(found, identity, way_out="use its data and tokenizer, or init_state=weights")
+        if found.step >= horizon:
+            raise ConfigError(
+                f"init_from={given} is at step {found.step}, and this run ends at {horizon}: give a longer length "
+                "(steps count from the other run's first), or init_state=weights"
+            )
+    elif values["tokenizer"] != identity["tokenizer"]:
+        raise ConfigError(
+            f"init_from={given} has another tokenizer, so its weights mean other tokens: use its tokenizer"
+        )
+    return found
+
+
+def _named(run: Run, given: str) -> tuple[Path, int | None]:
+    name, _, at = given.partition("@")
+    if at and not at.isdecimal():
+        raise ConfigError(f"init_from={given}: the part after @ must be a step, as in {name}@1000")
+    folder = Path(name) if "/" in name else run.runs / name
+    read_config(folder)  # says what there is, where this is no run
+    return folder, int(at) if at else None
+
+
+def _parent_of(run: Run) -> str | None:
+    if run.init_from is None:
+        return None
+    folder, step = _named(run, run.init_from)
+    return f"{folder.name}@{step}" if step is not None else folder.name
+
+
+def _values(path: Path) -> dict[str, Any]:
+    return load(path, expect={}).values
+
+
+def _check_data(found: Origin, identity: dict[str, Any], *, way_out: str) -> None:
+    for what in ("tokenizer", "corpus"):
+        saved, now = found.values[what], identity[what]
+        if saved != now:
+            raise DataError(
+                f"{found.path} was made with another {what} ({saved[:12]}, now {now[:12]}): {way_out}"
+            )

@@ -1,0 +1,128 @@
+"""What is left when a run ends: samples, a figure, and last the record."""
+
+import platform
+import resource
+
+import torch
+
+from llmtrain.callbacks.figure import loss_figure
+from llmtrain.callbacks.metrics import Work
+from llmtrain.lit import Pretrain
+from llmtrain.record import Count, RunRecord
+from llmtrain.run_folder import git_commit, versions, write_text
+from llmtrain.scoring import Scored
+from llmtrain.setup import Setup
+
+MAIN = "validation"  # the held-out set whose score is the run's
+
+
+def conclude(
+    setup: Setup, module: Pretrain, scores: dict[str, Scored], work: Work, parent: str | None
+) -> RunRecord:
+    """Write samples.md, figures/ and record.json into the run's folder."""
+    run = setup.run
+    with module.optimizer.ema_weights():
+        write_text(run.folder / "samples.md", samples(setup))
+    loss_figure(run.folder, run.folder.name, unit=run.objective.score_unit)
+    record = record_of(setup, module, scores, work, parent)
+    record.write(run.folder / "record.json")
+    return record
+
+
+def samples(setup: Setup) -> str:
+    """Examples of what the model makes of held-out text, as Markdown."""
+    run, prepared = setup.run, setup.prepared
+    parts = [f"# {run.folder.name}: samples\n"]
+    setup.task.eval()
+    for name, rows in setup.held_out.items():
+        n = min(run.eval.samples, rows.n_rows)
+        chosen = [rows[i * rows.n_rows // n] for i in range(n)]
+        made = run.objective.samples(setup.task.model, chosen, prepared.tokenizer.decode, run.data_seed)
+        for i, sample in enumerate(made, 1):
+            parts.append(
+                f"## {name} {i}\n\nGiven:\n\n{_block(sample.given)}\n\nMade:\n\n{_block(sample.made)}\n"
+            )
+    return "\n".join(parts)
+
+
+def _block(text: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in text.split() if set(run) == {"`"}), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def record_of(
+    setup: Setup, module: Pretrain, scores: dict[str, Scored], work: Work, parent: str | None
+) -> RunRecord:
+    run, size, progress = setup.run, setup.size, module.progress
+    labels = run.labels
+    rows, here = progress.rows, progress.rows - progress.branch_rows
+    seconds = max(progress.seconds, 1e-9)
+    raw_tokens = rows * setup.raw_per_row
+    passes = run.objective.passes(run.seq_len)
+    objective = labels.objective or type(run.objective).__name__.lower()
+    architecture = labels.architecture or type(run.model.layers[0].mixer).__name__.lower()
+    decay = run.schedule.decay_steps(setup.horizon)
+    main = scores.get(MAIN) or next(iter(scores.values()))
+    n_fit = size.non_embedding + (0 if size.head else size.embedding)
+    return RunRecord(
+        run=run.folder.name,
+        cell=labels.cell,
+        trunk=labels.trunk,
+        parent=parent,
+        branch_step=progress.branch_step if parent else None,
+        series=labels.series or f"{objective}_{architecture}",
+        objective=objective,
+        architecture=architecture,
+        size=labels.size or "x".join(map(str, run.sized(setup.prepared.vocab.size).shape)),
+        n=Count(**size._asdict()),
+        seed_init=run.init_seed,
+        seed_data=run.data_seed,
+        seq_len=run.seq_len,
+        batch_rows=run.batch_rows,
+        steps=progress.step,
+        horizon_steps=setup.horizon,
+        warmup_steps=run.schedule.warmup_steps(setup.horizon),
+        decay_steps=decay,
+        lr=run.optim.lr,
+        betas=run.optim.betas,
+        weight_decay=run.optim.weight_decay,
+        precision=run.trainer.chosen_precision(),
+        raw_tokens=raw_tokens,
+        positions=rows * sum(one.tokens for one in passes),
+        scored=rows * run.objective.scored(run.seq_len),
+        pairs=rows if run.objective.rows == "document" else None,
+        unique_tokens=min(raw_tokens, setup.n_tokens),
+        epochs=raw_tokens / setup.n_tokens,
+        flops_model=rows * setup.flops.model,
+        flops_counter=rows * setup.flops.counter,
+        flops_6nd=6 * n_fit * raw_tokens if len(passes) == 1 else None,
+        score=main.score,
+        bits_per_byte=main.bits_per_byte,
+        validation={name: found.score for name, found in scores.items()},
+        status="finished",
+        decayed=decay > 0 and progress.step >= setup.horizon,
+        tokens_per_second=here * setup.raw_per_row / seconds,
+        mfu=here * setup.flops.counter / seconds / work.peak,
+        peak_memory_bytes=peak_memory(module.device),
+        wall_seconds=progress.wall(),
+        device=device_name(module.device),
+        corpus_fingerprint=setup.prepared.fingerprint,
+        tokenizer_hash=setup.prepared.tokenizer.hash,
+        config_hash=run.config_hash,
+        git=git_commit(),
+        versions=versions(),
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if platform.system() == "Darwin" else 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"

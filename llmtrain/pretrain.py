@@ -1,0 +1,194 @@
+"""One run from its config to its record."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from llmtrain import run_folder
+from llmtrain.accounting import peak_flops
+from llmtrain.callbacks.checkpoints import Checkpoints, restore
+from llmtrain.callbacks.display import display, preparing
+from llmtrain.callbacks.evaluation import Evaluation
+from llmtrain.callbacks.interrupts import Interrupts
+from llmtrain.callbacks.loggers.base import Sink
+from llmtrain.callbacks.loggers.jsonl import JsonlSink
+from llmtrain.callbacks.metrics import Metrics, Work
+from llmtrain.config import to_plain
+from llmtrain.data.examples import RankRows, loader
+from llmtrain.data.prepare import prepare
+from llmtrain.errors import ConfigError, UserError
+from llmtrain.lit import Pretrain, Progress
+from llmtrain.lock import RunLock
+from llmtrain.ops import backend
+from llmtrain.origin import Origin, origin_of
+from llmtrain.outcome import conclude
+from llmtrain.record import RunRecord
+from llmtrain.run import Run
+from llmtrain.scoring import Scored, score
+from llmtrain.setup import Setup, set_up
+from llmtrain.trainer import DTYPES, autocast, quiet
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(UserError):
+    """A signal ended the run between two steps; its state is saved."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
+    """Train ``run`` to its end, from where it was if it was interrupted; its record (None on ranks but the first).
+
+    A finished run is not trained again. Raises a UserError for whatever the user can mend.
+    """
+    started = time.time()
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    with RunLock(run.folder) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            finished = run_folder.enter(run, list(overrides))
+            if finished is not None:
+                log.info("%s is finished: nothing to do", run.folder)
+                return finished
+        quiet()
+        with preparing(show=rank == 0) as progress:
+            prepared = prepare(run.data, run.tokenizer, progress=progress)
+        with backend.force(attention=run.trainer.attention):
+            return _fit(set_up(run, prepared), rank, started)
+
+
+def _fit(setup: Setup, rank: int, started: float) -> RunRecord | None:
+    run = setup.run
+    identity = {"tokenizer": setup.prepared.tokenizer.hash, "corpus": setup.prepared.fingerprint}
+    origin = origin_of(run, identity, rank=rank, horizon=setup.horizon)
+    first_step, first_row = (origin.step, origin.rows) if origin else (0, 0)
+    accumulate, micro_rows = split_batch(run)
+    work = work_of(setup)
+    if rank == 0:
+        announce(setup, origin)
+    with contextlib.ExitStack() as stack:
+        sinks = open_sinks(setup, first_step) if rank == 0 else []
+        metrics = Metrics(sinks, work, every=run.trainer.log_every, horizon=setup.horizon)
+        stack.callback(metrics.close)
+        evaluation = Evaluation(run.eval, scorer(setup, micro_rows), metrics)
+        checkpoints = Checkpoints(run.checkpoint, run.folder, values=identity | {"horizon": setup.horizon})
+        interrupts = Interrupts()
+        trainer = run.trainer.lightning(
+            accumulate=accumulate, callbacks=[metrics, evaluation, checkpoints, interrupts]
+        )
+        module = Pretrain(
+            setup.task,
+            optimizer=lambda task: run.optim.build(task, run.schedule, setup.horizon),
+            batch_rows=run.batch_rows,
+            progress=Progress(started=started),
+            restore=partial(_begin, origin=origin),
+        )
+        if run.trainer.compile:
+            setup.task.compile()
+        rows = RankRows(
+            first=first_row,
+            end=first_row + (setup.horizon - first_step) * run.batch_rows,
+            batch_rows=run.batch_rows,
+            micro_rows=micro_rows,
+            rank=rank,
+            world=run.trainer.world,
+        )
+        trainer.fit(module, loader(setup.examples(), rows, workers=run.data.loader_workers))
+        if interrupts.exit_code is not None:
+            raise Interrupted(
+                f"stopped at step {module.progress.step} of {setup.horizon}, saved in {run.folder}: "
+                "the same command continues",
+                interrupts.exit_code,
+            )
+        if rank:
+            return None
+        return conclude(setup, module, evaluation.final, work, origin.parent if origin else None)
+
+
+def _begin(module: Pretrain, *, origin: Origin | None) -> None:
+    if origin is None:
+        return
+    restore(module, origin.path, weights_alone=not origin.full)
+    if origin.branches and origin.full:
+        progress = module.progress
+        progress.branch_step, progress.branch_rows = progress.step, progress.rows
+        progress.seconds = progress.wall_before = 0.0
+
+
+def split_batch(run: Run) -> tuple[int, int]:
+    """(micro batches an optimiser step, rows a rank takes at a time).
+
+    Raises ConfigError where the batch does not divide so, naming sizes that do.
+    """
+    share, rest = divmod(run.batch_rows, run.trainer.world)
+    if rest or not share:
+        raise ConfigError(
+            f"batch_rows={run.batch_rows} cannot be shared by {run.trainer.world} ranks: give a multiple of it"
+        )
+    micro = run.micro_rows or share
+    if share % micro:
+        fits = [n for n in range(1, share + 1) if share % n == 0]
+        nearest = min(fits, key=lambda n: abs(n - micro))
+        raise ConfigError(
+            f"micro_rows={micro} does not divide the {share} rows that a rank takes a step: micro_rows={nearest} does"
+        )
+    return share // micro, micro
+
+
+def work_of(setup: Setup) -> Work:
+    trainer = setup.run.trainer
+    device = torch.device("cuda" if trainer.on_gpu else "cpu")
+    peak = peak_flops(device, DTYPES[trainer.chosen_precision()])
+    return Work(setup.raw_per_row, setup.flops, peak * trainer.world)
+
+
+def open_sinks(setup: Setup, step: int) -> list[Sink]:
+    folder = setup.run.folder
+    sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", from_step=step)]
+    sinks += setup.run.logger.open(folder, to_plain(setup.run))
+    return [*sinks, display(setup.horizon, step)]
+
+
+def scorer(setup: Setup, micro_rows: int) -> Callable[[int | None], dict[str, Scored]]:
+    """A function that scores every validation set over its first so many rows (None: all)."""
+    run, prepared = setup.run, setup.prepared
+
+    def scores(max_rows: int | None) -> dict[str, Scored]:
+        return {
+            name: score(
+                setup.task,
+                rows,
+                prepared.vocab,
+                seq_len=run.seq_len,
+                batch_rows=run.eval.batch_rows or micro_rows,
+                context=partial(autocast, run.trainer),
+                fingerprint=prepared.validation[name].fingerprint,
+                tokenizer_hash=prepared.tokenizer.hash,
+                max_rows=max_rows,
+            )
+            for name, rows in setup.held_out.items()
+        }
+
+    return scores
+
+
+def announce(setup: Setup, origin: Origin | None) -> None:
+    """Say once, before the first step, what is about to run and what was chosen for this machine."""
+    run, size = setup.run, setup.size
+    log.info(
+        "%s: %s parameters (%s outside the embedding), %d steps of %d rows x %d tokens, %.3g model FLOPs, %s%s",
+        run.folder, f"{size.total:,}", f"{size.non_embedding:,}", setup.horizon, run.batch_rows, run.seq_len,
+        setup.horizon * run.batch_rows * setup.flops.model, run.trainer.chosen_precision(),
+        ", compiled" if run.trainer.compile else "",
+    )  # fmt: skip
+    if origin is not None and origin.parent is None:
+        log.info("continuing at step %d", origin.step)
+    elif origin is not None:
+        log.info("starting from %s (%s)", origin.parent, "full state" if origin.full else "weights alone")

@@ -1,0 +1,144 @@
+"""The typed configuration of one run: all that the code ever sees of YAML, with the checks that cross its parts."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from llmtrain.accounting import size, solve_width
+from llmtrain.callbacks.checkpoints import Checkpointing
+from llmtrain.callbacks.evaluation import Evaluating
+from llmtrain.callbacks.loggers.base import Logger
+from llmtrain.config import config, free, to_plain
+from llmtrain.data.corpus import Corpus, Mix
+from llmtrain.data.tokenizers.base import TokenizerConfig
+from llmtrain.nn.model import ModelConfig
+from llmtrain.nn.size import Dial
+from llmtrain.objectives.base import Objective
+from llmtrain.optim.base import Optim
+from llmtrain.optim.schedules import Schedule
+from llmtrain.trainer import Trainer
+
+LENGTHS = ("steps", "tokens", "epochs", "flops", "tokens_per_param")
+
+
+@config
+class Labels:
+    """What figures call the run; the command line fills in the choices that it was given."""
+
+    experiment: str = "run"
+    objective: str | None = None  # none: the class's own name, and so on
+    architecture: str | None = None
+    size: str | None = None
+    series: str | None = None  # none: objective_architecture
+    cell: str | None = None  # the cell of a sweep's plan
+    trunk: str | None = None  # the run that a ladder's branches share
+
+
+@config
+class Run:
+    """One run. A field marked ``free`` may differ when the run is continued."""
+
+    objective: Objective
+    model: ModelConfig
+    size: Dial
+    data: Corpus | Mix
+    tokenizer: TokenizerConfig
+    optim: Optim
+    schedule: Schedule
+    trainer: Trainer = free()
+    logger: Logger = free()
+    name: str | None = free(
+        None
+    )  # the folder under runs/; none: from the experiment and a hash of the config
+    seed: int = 0
+    seed_init: int | None = None  # of the weights; none: seed
+    seed_data: int | None = None  # of order and corruption; none: seed
+    seq_len: PositiveInt = 256
+    batch_rows: PositiveInt = 16  # rows an optimiser step, over all ranks
+    micro_rows: PositiveInt | None = free(None)  # rows a rank takes at a time; none: all of its share
+    steps: PositiveInt | None = free(None)  # the length: exactly one of these five
+    tokens: PositiveFloat | None = free(None)  # raw tokens
+    epochs: PositiveFloat | None = free(None)
+    flops: PositiveFloat | None = free(None)  # model FLOPs
+    tokens_per_param: PositiveFloat | None = free(
+        None
+    )  # parameters without the input embedding, the head once
+    checkpoint: Checkpointing = free(default_factory=Checkpointing)
+    eval: Evaluating = free(default_factory=Evaluating)
+    resume: Literal["auto", "never"] = free("auto")
+    init_from: str | None = None  # RUN or RUN@STEP: start from another run's state
+    init_state: Literal["full", "weights"] = "full"  # full: weights, optimiser and cursor
+    runs: Path = free(Path("runs"))
+    labels: Labels = free(default_factory=Labels)
+
+    def __post_init__(self) -> None:
+        given = [key for key in LENGTHS if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = " and ".join(f"{key}={getattr(self, key):g}" for key in given) or "none of them"
+            raise ValueError(
+                f"give the run's length as one of {', '.join(LENGTHS)}: found {found} (unset with KEY=null)"
+            )
+        self.objective.check(self.model)
+        if self.name is not None and (Path(self.name).name != self.name or self.name in {"", ".", ".."}):
+            raise ValueError(f"name={self.name!r} must be the name of one folder under {self.runs}/")
+
+    @property
+    def init_seed(self) -> int:
+        return self.seed if self.seed_init is None else self.seed_init
+
+    @property
+    def data_seed(self) -> int:
+        return self.seed if self.seed_data is None else self.seed_data
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What makes two starts the same run, as plain data; the length is compared apart."""
+        plain: dict[str, object] = to_plain(self, identity=True)
+        return plain
+
+    @property
+    def config_hash(self) -> str:
+        """Of the identity and the length: what a run is named after when the user does not name it."""
+        length = {key: getattr(self, key) for key in LENGTHS}
+        text = json.dumps([self.identity, length], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / (self.name or f"{self.labels.experiment}-{self.config_hash[:8]}")
+
+    def sized(self, vocab_size: int) -> ModelConfig:
+        """The model with depth and width from the dial, where it does not give its own.
+
+        Raises ValueError where a layer cannot have that width.
+        """
+        n_layers = self.model.n_layers or self.size.n_layers
+        model = dataclasses.replace(
+            self.model, n_layers=n_layers, d_model=self.model.d_model or self.size.d_model
+        )
+        if model.d_model is not None:
+            return model
+        assert self.size.n is not None, "a dial without width has a number of parameters"
+        width = solve_width(model, self.objective, vocab_size, n=self.size.n, step=self.size.step)
+        return dataclasses.replace(model, d_model=width)
+
+    def horizon(self, vocab_size: int, *, flops_per_row: int, rows_per_epoch: int) -> int:
+        """The run's length in optimiser steps, whatever it was given in."""
+        if self.steps is not None:
+            return self.steps
+        raw_per_row = self.objective.raw_len(self.seq_len) - self.objective.overlap
+        if self.epochs is not None:
+            rows = self.epochs * rows_per_epoch
+        elif self.flops is not None:
+            rows = self.flops / flops_per_row
+        elif self.tokens is not None:
+            rows = self.tokens / raw_per_row
+        else:
+            assert self.tokens_per_param is not None, "one length is given, as checked when the run was made"
+            n = size(self.sized(vocab_size), self.objective, vocab_size)
+            rows = self.tokens_per_param * (n.non_embedding + (0 if n.head else n.embedding)) / raw_per_row
+        return max(1, round(rows / self.batch_rows))

@@ -1,0 +1,162 @@
+"""The folder of a run: what is written before the first step, and whether a start may go on in it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmtrain.config import differences, to_plain
+from llmtrain.errors import ConfigError, DataError
+from llmtrain.record import RunRecord
+from llmtrain.run import LENGTHS, Run
+
+PACKAGES = (
+    "torch",
+    "lightning",
+    "hydra-core",
+    "datasets",
+    "sentencepiece",
+    "tokenizers",
+    "numpy",
+    "safetensors",
+    "wandb",
+)
+
+
+def enter(run: Run, overrides: list[str]) -> RunRecord | None:
+    """Begin or continue ``run`` in its folder; the record, if it is finished.
+
+    Raises ConfigError where the folder holds another run, showing each difference, and where ``resume=never`` finds
+    any.
+    """
+    folder = run.folder
+    config, record = folder / "config.yaml", folder / "record.json"
+    if not config.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_text(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+        write_text(config, dump(to_plain(run)))  # last: the folder is a run iff it is there
+        return None
+    if run.resume == "never":
+        raise ConfigError(
+            f"{folder} already holds a run and resume=never: give another name, or resume=auto to go on in it"
+        )
+    saved = read_config(folder)
+    changed = differences(run.identity, _cut(saved, run.identity))
+    if record.exists():
+        changed += [
+            (key, getattr(run, key), saved.get(key)) for key in LENGTHS if getattr(run, key) != saved.get(key)
+        ]
+    if changed:
+        shown = "; ".join(f"{key}: {_short(b)} there, {_short(a)} now" for key, a, b in changed[:8])
+        more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+        what = "a finished run" if record.exists() else "a run"
+        raise ConfigError(
+            f"{folder} holds {what} with another config: {shown}{more}. Give another name (name=...), or start from "
+            f"its weights with init_from={folder.name}"
+        )
+    return RunRecord.read(record) if record.exists() else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config that the run in ``folder`` was started with, as plain data."""
+    path = folder / "config.yaml"
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
+        there = f"there are {', '.join(near[:8])}" if near else f"{folder.parent} holds none"
+        raise ConfigError(f"{folder} is no run (it has no config.yaml): {there}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is not the config of a run: it holds no keys")
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, hardware and command line."""
+    import torch
+
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git_commit(),
+        "versions": versions(),
+        "host": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
+    return {"python": platform.python_version(), "llmtrain": _own_version()} | found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, with ``+changes`` where files differ from it."""
+    root = Path(__file__).parents[1]
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changed else commit
+
+
+def write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def dump(plain: dict[str, Any]) -> str:
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _git(root: Path, *args: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _own_version() -> str:
+    from llmtrain import __version__
+
+    return __version__
+
+
+def _cut(saved: Any, like: Any) -> Any:
+    """Of ``saved``, the keys that ``like`` has: a saved config also holds what may differ."""
+    if isinstance(saved, dict) and isinstance(like, dict):
+        return {key: _cut(value, like[key]) for key, value in saved.items() if key in like}
+    if isinstance(saved, list) and isinstance(like, list) and len(saved) == len(like):
+        return [_cut(a, b) for a, b in zip(saved, like, strict=True)]
+    return saved
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,105 @@
+"""How a run uses its machine, and the Lightning trainer that this makes."""
+
+import logging
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import PositiveInt
+
+from llmtrain.config import config
+from llmtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning import Callback
+    from lightning import Trainer as LightningTrainer
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16", "fp64"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+_LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
+
+
+@config
+class Trainer:
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: PositiveInt = 1  # processes on this machine, one a device
+    nodes: PositiveInt = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    compile: bool = False
+    deterministic: bool = True  # the same bits from the same seed
+    threads: PositiveInt | None = None  # of torch on the CPU; none: its own choice
+    attention: Literal["auto", "reference", "masked", "by_document", "flash", "flex"] = "auto"
+    log_every: PositiveInt = 10  # steps
+
+    @property
+    def world(self) -> int:
+        return self.devices * self.nodes
+
+    @property
+    def on_gpu(self) -> bool:
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ConfigError(
+                "trainer.accelerator=gpu, but torch sees no GPU here: use trainer.accelerator=auto"
+            )
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    def chosen_precision(self) -> Precision:
+        """What the hardware does well: bfloat16 autocast where its matrix products are fast, else float32."""
+        if self.precision != "auto":
+            return self.precision
+        fast = torch.cuda.is_bf16_supported() if self.on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return "bf16" if fast else "fp32"
+
+    def lightning(self, *, accumulate: int, callbacks: list["Callback"]) -> "LightningTrainer":
+        """A Lightning trainer that only trains: counting, saving, evaluating and logging are the callbacks'."""
+        quiet()
+        import lightning
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        kind: Any = "ddp" if self.world > 1 or self.strategy == "ddp" else "auto"
+        return lightning.Trainer(
+            accelerator="gpu" if self.on_gpu else "cpu",
+            devices=self.devices,
+            num_nodes=self.nodes,
+            strategy=kind,
+            precision=_LIGHTNING[self.chosen_precision()],
+            deterministic=self.deterministic,
+            max_epochs=1,  # the sampler of the rows that are left is the epoch
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            accumulate_grad_batches=accumulate,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+        )
+
+
+def quiet() -> None:
+    """Say nothing about normal things: adverts, hints, and Lightning's view of what a validation loop is for."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*`isinstance\\(treespec.*",
+        ".*litlogger.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning.*")
+
+
+def autocast(trainer: Trainer) -> AbstractContextManager[Any]:
+    """The precision of training, for what runs outside Lightning's loop."""
+    if trainer.chosen_precision() != "bf16":
+        return nullcontext()
+    return torch.autocast("cuda" if trainer.on_gpu else "cpu", torch.bfloat16)
