@@ -193,20 +193,17 @@ def test_checksums_are_read_once_until_a_file_changes(folder: Path) -> None:
     Shards.open(folder)  # size and time are what they were: not read again
 
 
-def test_a_read_only_folder_opens(folder: Path) -> None:
+def test_a_folder_that_cannot_remember_opens_all_the_same(folder: Path) -> None:
+    (folder / ".verified.json").mkdir()
+    assert Shards.open(folder).n_documents == len(TEXTS)
+
+
+def test_reading_shards_imports_no_torch(folder: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from llmtrain.data.shards import Shards\n"
-        "os.geteuid() or os.setuid(65534)\n"
-        "print(Shards.open(Path(sys.argv[1])).n_documents); assert 'torch' not in sys.modules"
+        "import sys; from pathlib import Path; from llmtrain.data.shards import Shards\n"
+        "Shards.open(Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
-    for path in (folder, *folder.parents[:3]):
-        path.chmod(0o555)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], cwd=REPO, capture_output=True, text=True, check=False
-    )
-    for path in (folder, *folder.parents[:3]):
-        path.chmod(0o755)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=REPO, check=True)
 
 
 def test_shards_travel_to_workers_as_a_path(folder: Path) -> None:

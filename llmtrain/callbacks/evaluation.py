@@ -35,14 +35,14 @@ class Evaluation(AfterStep):
         if self.cfg.every is None or step % self.cfg.every:
             return
         with module.clock.paused(), module.optimizer.ema_weights():
-            self.metrics.log(scores_row(step, self.score(self.cfg.rows)))
+            self.metrics.write(scores_row(step, self.score(self.cfg.rows)))
 
     def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         if module.stopping:
             return
         with module.optimizer.ema_weights():
             self.final = self.score(None)
-        self.metrics.log(scores_row(module.progress.step, self.final))
+        self.metrics.write(scores_row(module.progress.step, self.final))
 
 
 def scores_row(step: int, scores: dict[str, Scored]) -> dict[str, float]:

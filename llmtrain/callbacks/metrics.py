@@ -44,7 +44,7 @@ class Metrics(AfterStep):
         progress.seconds += seconds
         rows, self._rows_before = progress.rows - self._rows_before, progress.rows
         report = module.optimizer.last
-        self.log(
+        self.write(
             {
                 "step": progress.step,
                 "tokens": progress.rows * self.work.tokens_per_row,
@@ -61,7 +61,7 @@ class Metrics(AfterStep):
         progress.nats.zero_()
         progress.counts.zero_()
 
-    def log(self, row: dict[str, float]) -> None:
+    def write(self, row: dict[str, float]) -> None:
         for sink in self.sinks:
             sink.log(row)
 

@@ -23,7 +23,7 @@ from llmtrain.data.tokenizers.base import Tokenizer, load_tokenizer
 from llmtrain.errors import DataError, StorageError, UserError
 
 _CHUNK = 1 << 21  # bytes of text
-_WORTH_A_PROCESS = 1 << 23  # bytes: fewer are tokenized sooner than a process starts
+_WORTH_A_PROCESS = 1 << 22  # bytes: fewer are tokenized sooner than a process starts
 
 
 class Chunk(NamedTuple):

@@ -161,7 +161,7 @@ class Model(nn.Module):
         self.trunk = Trunk(cfg, visibility, cross=encoder)
         self.head = head
         if cfg.tie_embeddings and head.tied_to_embedding:
-            head.weight = self.embed.weight
+            head.weight = nn.Module.get_parameter(self.embed, "weight")
 
     def forward(self, seq: Seq, source: Seq | None = None) -> Hidden:
         if self.encoder is None or source is None:

@@ -17,11 +17,8 @@ from llmtrain.optim.adamw import AdamWRule
 from llmtrain.optim.base import Decay, Named, Optim
 from llmtrain.optim.composite import Rule
 
-QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # Keller Jordan's: steepest at 0, so that 5 steps lift small singular values too
+# Keller Jordan's coefficients: steepest at 0, so that 5 steps lift small singular values too
+QUINTIC = (3.4445, -4.7750, 2.0315)
 BATCH_ELEMENTS = 1 << 26  # of one stack of matrices, so that memory does not grow with depth
 
 
@@ -32,6 +29,9 @@ class Muon(Optim):
     ``scale`` makes one rate serve all shapes: "spectral" multiplies an update by sqrt(max(1, out / in)), Jordan's rule;
     "rms" by 0.2 sqrt(max(out, in)), which gives it the size of AdamW's, so that AdamW's lr and weight_decay can be kept
     (Liu et al. 2025). ``betas`` and ``eps`` are AdamW's.
+
+    Newton-Schulz costs up to 6 ``ns_steps`` x the shorter side in FLOPs a parameter, where training costs 6 x the
+    tokens of a step: with few tokens a step it is the larger part.
     """
 
     adamw_lr: PositiveFloat
@@ -50,6 +50,8 @@ class Muon(Optim):
 
 
 class MuonRule(Rule):
+    """Matrices and stacks of them; a fused one, such as q, k and v, moves as its parts would."""
+
     def __init__(self, named: Sequence[Named], config: Muon) -> None:
         self.named = named
         self.config = config

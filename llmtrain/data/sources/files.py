@@ -1,11 +1,11 @@
 """Bytes out of files, plain or compressed, in memory that does not grow with the file."""
 
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import zstandard
 
@@ -78,12 +78,12 @@ def _character_start(text: bytes, end: int) -> int:
     return end
 
 
-def _read(stream: BinaryIO | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
+def _read(stream: io.BufferedIOBase) -> Iterator[bytes]:
     while block := stream.read(_BLOCK):
         yield block
 
 
-def _zstandard(stream: BinaryIO) -> Iterator[bytes]:
+def _zstandard(stream: io.BufferedIOBase) -> Iterator[bytes]:
     """Frame by frame: the library's own stream reader takes a frame that is cut off for the end of the file."""
     frame, inside = zstandard.ZstdDecompressor().decompressobj(), False
     for block in _read(stream):

@@ -1,0 +1,94 @@
+"""Small packed streams, layers and models that the tests of the model side share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmtrain.data.collate import collate
+from llmtrain.nn.init import initialise
+from llmtrain.nn.mixers.attention import Attention
+from llmtrain.nn.mlps.gelu import GELU
+from llmtrain.nn.mlps.swiglu import SwiGLU
+from llmtrain.nn.model import Layer, Model, ModelConfig
+from llmtrain.objectives.base import Objective
+from llmtrain.types import N_FIXED, NO_DOC, Row, Seq, Visibility, Vocab
+
+# one architecture a line; every test of layers, blocks and models runs on all of them
+DENSE: dict[str, ModelConfig] = {
+    name: ModelConfig(
+        n_layers=2, d_model=32, layers=(Layer(mixer=Attention(head_dim=8, **mixer), mlp=mlp),), **model
+    )
+    for name, (mixer, mlp, model) in {
+        "plain": ({}, SwiGLU(), {}),
+        "gqa": ({"kv_group": 2}, SwiGLU(), {"tie_embeddings": False}),
+        "no_qk_norm": ({"qk_norm": False}, SwiGLU(), {}),
+        "window": ({"window": 3, "kv_group": 4}, SwiGLU(), {}),
+        "sandwich": ({}, SwiGLU(), {"norm": "sandwich"}),
+        "gelu": ({}, GELU(), {"tie_embeddings": False}),
+        "mixer_alone": ({}, None, {}),
+    }.items()
+}
+
+N_WORDS = 48
+VOCAB = Vocab(
+    size=N_FIXED + N_WORDS,
+    n_reserved=N_FIXED,
+    n_bytes=np.array([0] * N_FIXED + [1] * N_WORDS, np.int32),
+    starts_word=np.ones(N_FIXED + N_WORDS, bool),
+    ends_sentence=np.zeros(N_FIXED + N_WORDS, bool),
+)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def stream(rows: Sequence[Sequence[int]], length: int, visibility: Visibility = Visibility.CAUSAL) -> Seq:
+    """Documents of the given lengths laid end to end in each row, and padding up to ``length``.
+
+    Under PREFIX the prefixes are 0, 1, 2, ... tokens of one document after the other, as far as it goes.
+    """
+    doc, pos = torch.full((len(rows), length), NO_DOC), torch.zeros(len(rows), length, dtype=torch.long)
+    prefix = torch.full(doc.shape, visibility is Visibility.BIDIRECTIONAL)
+    seen = 0
+    for r, lengths in enumerate(rows):
+        start = 0
+        for d, n in enumerate(lengths):
+            doc[r, start : start + n] = d
+            pos[r, start : start + n] = torch.arange(n)
+            if visibility is Visibility.PREFIX:
+                prefix[r, start : start + min(seen, n)] = True
+                seen += 1
+            start += n
+    ids = torch.randint(N_FIXED, VOCAB.size, doc.shape, generator=torch.Generator().manual_seed(length))
+    return Seq(ids.where(doc != NO_DOC, 0), doc, pos, prefix)
+
+
+# several documents, a whole row, a document of one token, a row that is padding alone
+MIXED = ((5, 1, 4), (12,), (2, 7), ())
+
+
+def mixed(visibility: Visibility) -> Seq:
+    return stream(MIXED, 12, visibility)
+
+
+def words(n: int, *, documents: int = 2, seed: int = 0) -> Row:
+    """A row of uniform words, in documents of about one length."""
+    ids = np.random.default_rng(seed).integers(N_FIXED, VOCAB.size, n)
+    return Row(ids, np.arange(n) * documents // n)
+
+
+def batch_of(objective: Objective, *, seq_len: int = 24, rows: int = 4, documents: int = 2) -> object:
+    raw = [words(objective.raw_len(seq_len), documents=documents, seed=i) for i in range(rows)]
+    rngs = [np.random.default_rng([1, i]) for i in range(rows)]
+    return collate(
+        [objective.example(row, VOCAB, seq_len=seq_len, rng=rng) for row, rng in zip(raw, rngs, strict=True)]
+    )
+
+
+def model_of(objective: Objective, cfg: ModelConfig, *, seed: int = 0) -> Model:
+    model = objective.build(cfg, VOCAB.size)
+    initialise(model, n_layers=cfg.shape[0], seed=seed)
+    return model
