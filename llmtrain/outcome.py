@@ -13,8 +13,6 @@ from llmtrain.run_folder import git_commit, versions, write_text
 from llmtrain.scoring import Scored
 from llmtrain.setup import Setup
 
-MAIN = "validation"  # the held-out set whose score is the run's
-
 
 def conclude(
     setup: Setup, module: Pretrain, scores: dict[str, Scored], work: Work, parent: str | None
@@ -62,7 +60,7 @@ def record_of(
     objective = labels.objective or type(run.objective).__name__.lower()
     architecture = labels.architecture or type(run.model.layers[0].mixer).__name__.lower()
     decay = run.schedule.decay_steps(setup.horizon)
-    main = scores.get(MAIN) or next(iter(scores.values()))
+    main = next(iter(scores.values()))  # of a mix, the first part's
     n_fit = size.non_embedding + (0 if size.head else size.embedding)
     return RunRecord(
         run=run.folder.name,

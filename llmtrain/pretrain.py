@@ -30,7 +30,7 @@ from llmtrain.outcome import conclude
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
 from llmtrain.scoring import Scored, score
-from llmtrain.setup import Setup, set_up
+from llmtrain.setup import Setup, held_out, set_up
 from llmtrain.trainer import DTYPES, autocast, quiet
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         quiet()
         with preparing(show=rank == 0) as progress:
             prepared = prepare(run.data, run.tokenizer, progress=progress)
+        if rank == 0:
+            run_folder.keep_tokenizer(run, prepared.folder)
         with backend.force(attention=run.trainer.attention):
             return _fit(set_up(run, prepared), rank, started)
 
@@ -158,7 +160,7 @@ def open_sinks(setup: Setup, step: int) -> list[Sink]:
 
 def scorer(setup: Setup, micro_rows: int) -> Callable[[int | None], dict[str, Scored]]:
     """A function that scores every validation set over its first so many rows (None: all)."""
-    run, prepared = setup.run, setup.prepared
+    run, prepared, shards = setup.run, setup.prepared, held_out(setup.prepared)
 
     def scores(max_rows: int | None) -> dict[str, Scored]:
         return {
@@ -169,7 +171,7 @@ def scorer(setup: Setup, micro_rows: int) -> Callable[[int | None], dict[str, Sc
                 seq_len=run.seq_len,
                 batch_rows=run.eval.batch_rows or micro_rows,
                 context=partial(autocast, run.trainer),
-                fingerprint=prepared.validation[name].fingerprint,
+                fingerprint=shards[name].fingerprint,
                 tokenizer_hash=prepared.tokenizer.hash,
                 max_rows=max_rows,
             )

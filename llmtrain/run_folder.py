@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from llmtrain.config import differences, to_plain
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
 from llmtrain.run import LENGTHS, Run
+
+TOKENIZER = "tokenizer"  # the folder in a run's folder: a copy, so that a run does not need the cache
 
 PACKAGES = (
     "torch",
@@ -63,6 +66,16 @@ def enter(run: Run, overrides: list[str]) -> RunRecord | None:
             f"its weights with init_from={folder.name}"
         )
     return RunRecord.read(record) if record.exists() else None
+
+
+def keep_tokenizer(run: Run, prepared: Path) -> None:
+    """Copy the tokenizer's files into the run's folder."""
+    kept = run.folder / TOKENIZER
+    if not kept.exists():
+        partial = kept.with_name(TOKENIZER + ".tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(prepared / "tokenizer", partial)
+        partial.rename(kept)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

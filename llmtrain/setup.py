@@ -63,7 +63,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         rows=rows,
         held_out={
             name: rows_of(shards, run, run.objective.evaluation(), tail=True)
-            for name, shards in prepared.validation.items()
+            for name, shards in held_out(prepared).items()
         },
         size=size_of(model),
         flops=flops,
@@ -71,6 +71,13 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
             vocab_size, flops_per_row=flops.model, rows_per_epoch=sum(r.n_rows for r in rows)
         ),
     )
+
+
+def held_out(prepared: Prepared) -> dict[str, Shards]:
+    """The held-out shards by the name of their score: of a mix, one set for each of its parts."""
+    if len(prepared.validation) == 1:
+        return {"validation": next(iter(prepared.validation.values()))}
+    return {f"validation_{name}": shards for name, shards in prepared.validation.items()}
 
 
 def rows_of(shards: Shards, run: Run, objective: Objective | None = None, *, tail: bool = False) -> Rows:

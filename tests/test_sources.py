@@ -23,7 +23,7 @@ from llmtrain.data.sources.text import TextFiles
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
-    ".xz": lzma.compress,
+    ".xz": lambda data: lzma.compress(data, preset=0),
     ".zst": lambda data: (
         zstandard.compress(data[: len(data) // 2]) + zstandard.compress(data[len(data) // 2 :])
     ),

@@ -67,11 +67,11 @@ def stream(rows: Sequence[Sequence[int]], length: int, visibility: Visibility = 
 
 
 # several documents, a whole row, a document of one token, a row that is padding alone
-MIXED = ((5, 1, 4), (12,), (2, 7), ())
+MIXED = ((4, 1, 2), (8,), (2, 3), ())
 
 
 def mixed(visibility: Visibility) -> Seq:
-    return stream(MIXED, 12, visibility)
+    return stream(MIXED, 8, visibility)
 
 
 def words(n: int, *, documents: int = 2, seed: int = 0) -> Row:

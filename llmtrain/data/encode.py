@@ -96,11 +96,17 @@ def _encode_chunk(job: Job, chunk: Chunk, tokenizer: Tokenizer) -> None:
             file.seek(int(record["start"]))
             texts.append(file.read(int(record["bytes"])).decode())
     ids = tokenizer.encode_batch(texts)
+    lengths = np.array([len(i) for i in ids], np.int64)
     partial = chunk.path.with_suffix(".tmp")
-    with partial.open("wb") as file:
-        lengths = np.array([len(i) for i in ids], np.int64)
-        np.savez(file, ids=np.concatenate(ids), lengths=lengths, n_bytes=records["bytes"].astype(np.int64))
-    flush(partial)
+    try:
+        with partial.open("wb") as file:
+            np.savez(
+                file, ids=np.concatenate(ids), lengths=lengths, n_bytes=records["bytes"].astype(np.int64)
+            )
+        flush(partial)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     partial.rename(chunk.path)
 
 

@@ -14,7 +14,6 @@ from llmtrain.errors import StorageError
 log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 def stage(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -69,23 +68,24 @@ def alone(lock: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def storage_told(folder: Path) -> Iterator[None]:
-    """Turn what a disk refuses while ``folder`` is written into a StorageError of one line."""
+    """Turn what a disk refuses while ``folder`` is written into a StorageError of one line.
+
+    Sources tell their own files' errors as DataError, so an OSError that comes this far is the disk's.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (*_FULL, *_REFUSED):
-            raise
-        raise StorageError(why_not_written(folder, error)) from error
+        raise StorageError(_why(folder, error)) from error
 
 
-def why_not_written(folder: Path, error: OSError) -> str:
-    """One line: which folder, how much is written and free there, and what can be done."""
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    if error.errno in _REFUSED:
-        return f"{there}: cannot be written ({error.strerror}); allow it, or set data.cache to another folder"
+def _why(folder: Path, error: OSError) -> str:
+    if error.errno not in _FULL:
+        where = error.filename or folder
+        return f"{where}: cannot be written ({error.strerror}); allow it, or set data.cache to another folder"
     written = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(folder).free
     return (
-        f"{folder}: the disk or a quota is full ({error.strerror}) with {written:,} bytes of this corpus written "
-        f"and {free:,} free; make room or set data.cache to another disk, then start again: what is written is kept"
+        f"{folder}: the disk, a quota or a limit on file sizes is full ({error.strerror}): {written:,} bytes lie "
+        f"there, {free:,} are free; make room or set data.cache to another disk, then start again: finished "
+        "stages are kept"
     )

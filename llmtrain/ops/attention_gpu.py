@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -24,8 +25,8 @@ def flash(
     """flash-attn's ``flash_attn_varlen_func`` on documents laid end to end; half precision on a GPU.
 
     A prefix is an initial segment of its document, so PREFIX is two calls: a causal one over everything and a
-    bidirectional one among the prefix, whose positions take the second. Every document of ``q_seq`` must be in
-    ``k_seq``.
+    bidirectional one among the prefix, whose positions take the second. Queries are aligned with the last keys of their
+    document, so they may be the next tokens of a stream.
     """
     if visibility is not Visibility.PREFIX:
         causal = visibility is Visibility.CAUSAL
@@ -44,28 +45,39 @@ def _varlen(
     q: Tensor, k: Tensor, v: Tensor, q_seq: Seq, k_seq: Seq, q_kept: Bool[Tensor, "B T"], k_kept: Bool[Tensor, "B S"],
     *, causal: bool, window: int | None,
 ) -> Tensor:  # fmt: skip
+    q_at, k_at, k_kept = document_bounds(q_seq, k_seq, q_kept, k_kept)
     flat_q, (flat_k, flat_v) = q.transpose(1, 2)[q_kept], (x.transpose(1, 2)[k_kept] for x in (k, v))  # N H K
-    (q_at, q_longest), (k_at, k_longest) = (
-        cumulative_lengths(q_seq, q_kept),
-        cumulative_lengths(k_seq, k_kept),
-    )
+    out = torch.zeros_like(q.transpose(1, 2))
+    if not (len(flat_q) and len(flat_k)):
+        return out.transpose(1, 2)
     ahead = -1 if window is None else window - 1
     y = _flash_attn_varlen()(
-        flat_q, flat_k, flat_v, q_at, k_at, q_longest, k_longest,
+        flat_q, flat_k, flat_v, q_at, k_at, longest(q_at), longest(k_at),
         causal=causal, window_size=(ahead, 0 if causal else ahead),
     )  # fmt: skip
-    out = torch.zeros_like(q.transpose(1, 2))
     out[q_kept] = y
     return out.transpose(1, 2)
 
 
-def cumulative_lengths(seq: Seq, kept: Bool[Tensor, "B T"]) -> tuple[Int[Tensor, " n"], int]:
-    """Where each document begins among the kept tokens laid end to end, with their number last; and the longest."""
-    rows = torch.arange(len(seq.doc), device=seq.doc.device)[:, None].expand_as(seq.doc)
-    key = torch.stack((rows[kept], seq.doc[kept]))
-    _, counts = key.unique_consecutive(dim=1, return_counts=True)
-    at = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    return at, int(counts.max()) if len(counts) else 0
+def document_bounds(
+    q_seq: Seq, k_seq: Seq, q_kept: Bool[Tensor, "B T"], k_kept: Bool[Tensor, "B S"]
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Bool[Tensor, "B S"]]:
+    """Where each document that has queries begins among the kept tokens laid end to end, in either stream.
+
+    The last entry is the number of tokens. Keys of other documents (earlier ones, when queries are the next tokens of
+    a stream) are dropped: the third result says which are left.
+    """
+    rows = torch.arange(len(q_seq.doc), device=q_seq.doc.device)[:, None] << 32
+    q_name, k_name = rows + q_seq.doc, rows + k_seq.doc
+    names, q_counts = q_name[q_kept].unique_consecutive(return_counts=True)
+    k_kept = k_kept & torch.isin(k_name, names)
+    k_counts = torch.bincount(torch.searchsorted(names, k_name[k_kept]), minlength=len(names))
+    q_at, k_at = (F.pad(counts.cumsum(0), (1, 0)).to(torch.int32) for counts in (q_counts, k_counts))
+    return q_at, k_at, k_kept
+
+
+def longest(bounds: Int[Tensor, " n"]) -> int:
+    return int(bounds.diff().max())
 
 
 @functools.cache
@@ -88,13 +100,17 @@ def flex(
     """FlexAttention: any visibility in one compiled kernel that skips the blocks nobody sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def seen(b: Tensor, _: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        same = (q_seq.doc[b, i] == k_seq.doc[b, j]) & (k_seq.doc[b, j] != NO_DOC)
-        here, there = q_seq.pos[b, i], k_seq.pos[b, j]
-        ok = same & ((there <= here) | k_seq.prefix[b, j])
-        return ok if window is None else ok & ((here - there).abs() < window)
-
-    blocks = create_block_mask(seen, len(q), None, q.shape[2], k.shape[2], device=str(q.device))
+    q_doc, k_doc, q_pos, k_pos, prefix = q_seq.doc, k_seq.doc, q_seq.pos, k_seq.pos, k_seq.prefix
+    reach = window or 1 << 30
+    blocks = create_block_mask(
+        lambda b, _, i, j: (
+            (q_doc[b, i] == k_doc[b, j])
+            & (k_doc[b, j] != NO_DOC)
+            & ((k_pos[b, j] <= q_pos[b, i]) | prefix[b, j])
+            & ((q_pos[b, i] - k_pos[b, j]).abs() < reach)
+        ),
+        len(q), None, q.shape[2], k.shape[2], device=str(q.device),
+    )  # fmt: skip
     return _flex(q.is_cuda)(q, k, v, block_mask=blocks, enable_gqa=True)
 
 

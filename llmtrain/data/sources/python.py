@@ -52,7 +52,12 @@ class StandardLibrary(Source):
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         for name in self.files():
-            raw = (_root() / name).read_bytes()
+            try:
+                raw = (_root() / name).read_bytes()
+            except OSError as error:
+                raise DataError(
+                    f"{_root() / name}: cannot be read ({error.strerror}); repair this Python"
+                ) from error
             if not raw.strip():  # the empty __init__.py of many packages: no news to the user
                 continue
             text = decode(raw, "replace", tally, file=name, line=1)

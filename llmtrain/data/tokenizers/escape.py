@@ -16,9 +16,8 @@ _MEANING = {stand_in: char for char, stand_in in _STAND_INS.items()} | {
 _LITERAL = re.compile(f"[{''.join(_LITERALS)}]")
 _ESCAPED = re.compile("|".join(_MEANING))
 
-REQUIRED = "".join(_LITERALS) + "".join(
-    str(digit) for digit in range(len(_LITERALS))
-)  # must be pieces themselves
+# characters that the vocabulary must have as pieces: the stand-ins, and the digits that follow ESCAPE
+REQUIRED = "".join(_LITERALS) + "".join(map(str, range(len(_LITERALS))))
 
 
 def escape(text: str) -> str:

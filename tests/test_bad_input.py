@@ -1,0 +1,328 @@
+"""Whatever is wrong with a corpus gets one clear line that names file, place and way out, or is counted."""
+
+import gzip
+import json
+import lzma
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from llmtrain.data.corpus import Corpus, Mix
+from llmtrain.data.prepare import Progress, prepare
+from llmtrain.data.sources.base import Source, Tally
+from llmtrain.data.sources.hub import Hub
+from llmtrain.data.sources.python import StandardLibrary, _root
+from llmtrain.data.sources.text import TextFiles
+from llmtrain.data.tokenizers.byte import Bytes
+from llmtrain.errors import DataError, StorageError
+
+COMPRESSORS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+
+
+def refused(source: Source, *told: str, tally: Tally | None = None) -> None:
+    """Reading ``source`` raises one line with each of ``told`` in it."""
+    with pytest.raises(DataError) as caught:
+        list(source.documents(tally or Tally()))
+    message = str(caught.value)
+    assert "\n" not in message
+    for words in told:
+        assert words in message
+
+
+def written(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+# --- paths
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none/", "none*.txt", "some/**/*.jsonl"])
+def test_a_path_with_nothing_there_is_named(tmp_path, name):
+    refused(TextFiles(paths=str(tmp_path / name)), name.rstrip("/"), "data.source.paths")
+
+
+def test_an_unknown_format_is_answered_by_the_known_ones(tmp_path):
+    refused(TextFiles(paths=str(written(tmp_path / "a.docx", "a"))), "a.docx", ".jsonl", ".parquet", ".gz")
+    refused(TextFiles(paths=str(written(tmp_path / "a.parquet.gz", "a"))), "a.parquet.gz")
+
+
+def test_a_folder_without_text_is_named(tmp_path):
+    written(tmp_path / "pictures" / "a.png", "a")
+    refused(TextFiles(paths=str(tmp_path / "pictures")), "pictures", ".txt", "data.source.paths")
+
+
+# --- files
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])
+def test_a_compressed_file_that_is_cut_off_is_named(tmp_path, suffix, keep):
+    whole = COMPRESSORS[suffix](os.urandom(100_000).hex().encode())
+    path = written(tmp_path / f"a.txt{suffix}", whole[: int(len(whole) * keep)])
+    refused(TextFiles(paths=str(path)), str(path), "cut off", "again")
+
+
+@pytest.mark.parametrize("suffix", ["gz", "xz", "zst"])
+def test_a_file_that_is_not_what_its_suffix_says_is_named(tmp_path, suffix):
+    path = written(tmp_path / f"a.txt.{suffix}", "plain text, which no decompressor takes")
+    refused(TextFiles(paths=str(path)), str(path), f"not a valid .{suffix} file")
+
+
+@pytest.mark.parametrize(
+    "suffix", [".gz", ".xz"]
+)  # zstandard has no checksum of the content unless asked for one
+def test_a_bit_that_flipped_in_a_compressed_file_is_noticed(tmp_path, suffix):
+    whole = bytearray(COMPRESSORS[suffix](os.urandom(10_000).hex().encode()))
+    whole[len(whole) // 2] ^= 0x10
+    path = written(tmp_path / f"a.txt{suffix}", bytes(whole))
+    refused(TextFiles(paths=str(path)), str(path), "not a valid", "again")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_an_empty_data_file_is_named(tmp_path, name):
+    path = written(tmp_path / name, "")
+    refused(TextFiles(paths=str(path)), str(path), "again")
+
+
+def test_an_empty_text_file_is_counted_or_refused(tmp_path):
+    path = written(tmp_path / "a.txt", " \n\t\n")
+    tally = Tally()
+    assert list(TextFiles(paths=str(path)).documents(tally)) == []
+    assert tally.dropped == {"empty document": 1}
+    refused(TextFiles(paths=str(path), on_bad_document="error"), f"{path}:1", "empty document", "skip")
+
+
+def test_a_truncated_or_altered_parquet_file_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [os.urandom(50).hex() for _ in range(1000)]}), path)
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:-4], whole[: len(whole) // 2], b"PAR1" + os.urandom(500) + b"PAR1"):
+        refused(TextFiles(paths=str(written(path, damaged))), str(path), "Parquet", "again")
+
+
+def test_a_parquet_file_without_the_field_or_with_no_text_in_it_is_answered_by_its_fields(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"content": ["a"], "ids": [[1, 2]]}), path)
+    refused(TextFiles(paths=str(path)), str(path), "'text'", "'content'")
+    refused(TextFiles(paths=str(path), field="ids"), str(path), "'ids'", "not text")
+
+
+# --- lines
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"text": "a"', "not JSON"),
+        ("plain text", "not JSON"),
+        ('["a"]', "list"),
+        ('{"body": "a", "id": 1}', "'body', 'id'"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_line_that_is_no_json_object_with_the_field_is_named(tmp_path, line, told):
+    path = written(tmp_path / "a.jsonl", f'{{"text": "ok"}}\n{line}\n{{"text": "ok"}}\n')
+    refused(TextFiles(paths=str(path)), f"{path}:2", told)
+
+
+def test_invalid_utf8_is_counted_and_replaced_or_refused_with_its_line(tmp_path):
+    plain = written(tmp_path / "a.txt", b"one\ntwo \xff\xfe\nthree \xe3\x81\n\xef\xbf\xbd was there before")
+    lines = written(tmp_path / "b.jsonl", b'{"text": "ok"}\n{"text": "caf\xe9"}\n')
+    tally = Tally()
+    found = [d.text for d in TextFiles(paths=(str(plain), str(lines))).documents(tally)]
+    assert found == ["one\ntwo \ufffd\ufffd\nthree \ufffd\n\ufffd was there before", "ok", "caf\ufffd"]
+    assert tally.repaired == {"invalid UTF-8 sequence": 4}
+    assert tally.first == {"invalid UTF-8 sequence": f"{plain}:2"}
+    refused(TextFiles(paths=str(plain), invalid_utf8="refuse"), f"{plain}:2", "0xff", "invalid_utf8=replace")
+    refused(TextFiles(paths=str(lines), invalid_utf8="refuse"), f"{lines}:2", "0xe9")
+
+
+def test_invalid_utf8_in_parquet_is_counted_and_replaced(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    strings = pa.array([b"ok", b"caf\xe9"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": strings}), path)
+    tally = Tally()
+    assert [d.text for d in TextFiles(paths=str(path)).documents(tally)] == ["ok", "caf\ufffd"]
+    assert tally.repaired == {"invalid UTF-8 sequence": 1}
+    refused(TextFiles(paths=str(path), invalid_utf8="refuse"), f"{path}:row 2")
+
+
+BAD = {
+    "null": "missing text (null)",
+    "17": "text that is no string (int)",
+    '["a"]': "text that is no string (list)",
+    '""': "empty document",
+    '" \\n\\u3000"': "empty document",
+    '"a\\u0000b"': "document with a NUL character",
+    '"a\\ud800b"': "document with a lone surrogate",
+}
+
+
+def test_bad_documents_are_skipped_and_counted_by_reason(tmp_path):
+    rows = "".join(f'{{"text": {value}}}\n' for value in BAD)
+    path = written(tmp_path / "a.jsonl", f'{rows}\n{{"text": "\\ufeffgood"}}\n')
+    tally = Tally()
+    assert [d.text for d in TextFiles(paths=str(path)).documents(tally)] == ["good"]
+    reasons = list(BAD.values())
+    assert tally.dropped == {**{reason: reasons.count(reason) for reason in reasons}, "blank line": 1}
+    assert tally.repaired == {"byte order mark removed": 1}
+    assert tally.first["document with a lone surrogate"] == f"{path}:7"
+
+
+@pytest.mark.parametrize(("value", "reason"), BAD.items())
+def test_a_bad_document_is_refused_where_the_config_says_so(tmp_path, value, reason):
+    path = written(tmp_path / "a.jsonl", f'{{"text": "ok"}}\n{{"text": {value}}}\n')
+    refused(TextFiles(paths=str(path), on_bad_document="error"), f"{path}:2", reason, "on_bad_document=skip")
+
+
+# --- datasets and the library
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_what_datasets_cannot_read_is_one_line(tmp_path, offline):
+    good = str(written(tmp_path / "good.json", '{"body": "a"}\n'))
+    bad = str(written(tmp_path / "bad.json", '{"text": "a"}\n{"text": \n'))
+    refused(Hub(path="json", data_files=good), f"{good}:row 1", "'body'")
+    refused(Hub(path="json", data_files=bad), bad, "data_files")
+    refused(Hub(path="json", data_files=str(tmp_path / "none.json")), "none.json", "data_files")
+    refused(Hub(path="json", data_files=good, split="test"), good, "test", "train")
+
+
+def test_a_remote_dataset_without_a_network_is_answered_by_the_local_ways(offline):
+    refused(
+        Hub(path="no-such-user/no-such-data"), "no-such-user/no-such-data", "cannot be reached", "data=text"
+    )
+
+
+def test_a_python_without_its_library_as_files_is_answered_by_the_other_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmtrain.data.sources.python._root", lambda: tmp_path)
+    refused(StandardLibrary(), str(tmp_path), "data=text")
+    assert _root().is_dir()
+
+
+# --- the corpus as a whole
+
+
+def preparing(tmp_path: Path, source: Source, progress: Progress | None = None, **fields) -> None:
+    corpus = Corpus(source=source, cache=str(tmp_path / "cache"), **fields)
+    prepare(corpus, Bytes(n_sentinels=0), progress=progress)
+
+
+def test_an_empty_corpus_says_what_was_left_out_and_leaves_nothing(tmp_path):
+    path = written(tmp_path / "a.jsonl", '{"text": ""}\n{"text": null}\n')
+    with pytest.raises(DataError, match=r"empty: 1 empty document \(first: .*a\.jsonl:1\), 1 missing text"):
+        preparing(tmp_path, TextFiles(paths=str(path)))
+    assert not [
+        p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix not in (".json", ".lock")
+    ]
+
+
+def test_a_corpus_too_small_to_split_says_how_many_bytes_it_has(tmp_path):
+    path = written(tmp_path / "a.txt", "a short text\n")
+    with pytest.raises(DataError, match=r"13 bytes, too few to split.*at least 1,024"):
+        preparing(tmp_path, TextFiles(paths=str(path)))
+
+
+def test_a_corpus_of_near_duplicates_alone_names_the_rule(tmp_path):
+    path = written(tmp_path / "a.txt", "the same line\nand another\nand a third\nand the last\n" * 500)
+    with pytest.raises(DataError, match=r"near duplicates of each other.*near_duplicate=1"):
+        preparing(tmp_path, TextFiles(paths=str(path)))
+    preparing(tmp_path, TextFiles(paths=str(path)), near_duplicate=1)
+
+
+def test_a_file_that_changes_while_it_is_prepared_is_noticed(tmp_path):
+    path = written(tmp_path / "a.txt", "".join(f"line {i}\n" for i in range(5000)))
+    corpus = Corpus(source=TextFiles(paths=str(path)), cache=str(tmp_path / "cache"))
+
+    def append(stage: str, done: int, total: int) -> None:
+        if stage == "split":
+            path.write_text(path.read_text() + "more\n")
+
+    with pytest.raises(DataError, match="changed while it was prepared"):
+        prepare(corpus, Bytes(n_sentinels=0), progress=append)
+    prepare(corpus, Bytes(n_sentinels=0))
+
+
+@contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    """What a full disk looks like to this process and those it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("limit", "workers", "kept"),
+    [(400_000, 1, False), (3_500_000, 1, True), (3_500_000, 2, True)],  # while reading; in the first chunk
+)
+def test_a_full_disk_is_told_and_what_was_finished_is_gone_on_with(tmp_path, limit, workers, kept):
+    path = written(
+        tmp_path / "a.txt", "".join(f"line {i} of a text, {i * i} and so on\n" for i in range(80_000))
+    )
+    source, cache = TextFiles(paths=str(path)), tmp_path / "cache"
+    with pytest.raises(StorageError) as caught, files_of_at_most(limit):
+        preparing(tmp_path, source, workers=workers)
+    assert "\n" not in str(caught.value)
+    assert "File too large" in str(caught.value)
+    assert "free" in str(caught.value)
+    assert not list(cache.rglob("*.tmp"))
+    documents = list(cache.rglob("documents/text"))
+    assert bool(documents) == kept
+    made = []
+    preparing(tmp_path, source, progress=lambda stage, done, total: made.append(stage))
+    assert ("read" in made) != kept
+
+
+def test_a_cache_that_cannot_be_a_folder_is_named(tmp_path):
+    written(tmp_path / "cache", "a file is in the way")
+    path = written(tmp_path / "a.txt", "text")
+    with pytest.raises(StorageError, match=r"cache.*data\.cache"):
+        preparing(tmp_path, TextFiles(paths=str(path)))
+
+
+# --- configs
+
+
+def test_impossible_configs_are_refused_by_key(tmp_path):
+    source = TextFiles(paths="a.txt")
+    corpus = Corpus(source=source)
+    with pytest.raises(ValueError, match=r"data\.validation_fraction"):
+        Corpus(source=source, validation_fraction=0.9)
+    with pytest.raises(ValueError, match=r"data\.near_duplicate"):
+        Corpus(source=source, near_duplicate=0)
+    with pytest.raises(ValueError, match=r"data\.workers=0"):
+        Corpus(source=source, workers=0)
+    with pytest.raises(ValueError, match=r"weights names a, but data\.components names a, b"):
+        Mix(components={"a": corpus, "b": corpus}, weights={"a": 1})
+    with pytest.raises(ValueError, match=r"data\.weights\.a=0"):
+        Mix(components={"a": corpus}, weights={"a": 0})
+    with pytest.raises(ValueError, match=r"data\.components\.a\.cache"):
+        Mix(components={"a": Corpus(source=source, cache="elsewhere")}, weights={"a": 1})
+    assert json.dumps(Mix(components={"a": corpus}, weights={"a": 1}).weights) == '{"a": 1.0}'
