@@ -1,6 +1,7 @@
 """Sizes and FLOPs of a model before there is one: built on the meta device, counted by the modules themselves."""
 
 import functools
+import statistics
 import time
 from typing import NamedTuple
 
@@ -110,12 +111,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def measured_flops(device: torch.device, dtype: torch.dtype, *, n: int = 2048, repeats: int = 5) -> float:
     """FLOP/s of an n-cubed matrix product: the median of ``repeats``, after one that is not counted."""
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    seconds = sorted(_timed_product(a, b) for _ in range(repeats + 1))
-    return 2 * n**3 / seconds[len(seconds) // 2]
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
+    _, *seconds = (timed_product(a, b) for _ in range(repeats + 1))
+    return 2 * n**3 / statistics.median(seconds)
 
 
-def _timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
+def timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
     start = time.perf_counter()
     a @ b
     if a.device.type == "cuda":

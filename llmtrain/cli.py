@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from llmtrain.compose import compose, run_from
@@ -19,29 +19,38 @@ OPTIONS = ("--help", "-h", "--cfg")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code, as ``llmtrain.errors`` lists them."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _command(words))
+
+
+def guarded(work: Callable[[], int | None]) -> int:
+    """Do ``work`` and return its exit code; what the user can mend becomes one line on stderr and the code for it."""
     log_to_stderr()
     try:
-        options = [word for word in words if word.startswith("-")]
-        overrides = [word for word in words if not word.startswith("-")]
-        if {"--help", "-h"} & set(options):
-            from llmtrain.help import help_text
-
-            print(help_text())
-            return 0
-        _check_options(options)
-        if "--cfg" in options:
-            from omegaconf import OmegaConf
-
-            print(OmegaConf.to_yaml(compose(overrides)), end="")
-            return 0
-        run = run_from(overrides)
-        return _train(run, overrides)
+        return work() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
         return 130
+
+
+def _command(words: list[str]) -> int:
+    options = [word for word in words if word.startswith("-")]
+    overrides = [word for word in words if not word.startswith("-")]
+    if {"--help", "-h"} & set(options):
+        from llmtrain.help import help_text
+
+        print(help_text())
+        return 0
+    _check_options(options)
+    if "--cfg" in options:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(compose(overrides)), end="")
+        return 0
+    run = run_from(overrides)
+    return _train(run, overrides)
 
 
 def _train(run: "Run", overrides: list[str]) -> int:
@@ -67,7 +76,7 @@ def summary(run: "Run", record: "RunRecord") -> str:
         ("speed", f"{record.tokens_per_second:,.0f} tokens/s, MFU {record.mfu:.1%}"),
         ("time", f"{record.wall_seconds:.0f} s, {record.raw_tokens:,} tokens, {record.steps:,} steps"),
         ("samples", str(folder / "samples.md")),
-        ("figure", str(folder / "figures")),
+        ("figure", str(folder / "figures" / "loss.png")),
         ("record", str(folder / "record.json")),
     ]
     return f"{record.status}\n" + "".join(f"  {name:<14}{value}\n" for name, value in rows)

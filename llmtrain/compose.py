@@ -1,8 +1,10 @@
 """From the words of a command line to a checked run: YAML and overrides composed, mistakes answered, classes built."""
 
+import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +48,11 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
     given = parse(overrides, groups)
     values = [o for o in given if o.key not in groups or isinstance(o.value, dict)]
     chosen = {o.key: _choice(o, groups) for o in given if o not in values}
-    schema, _ = _compose(config, chosen, experiment=False)
-    cfg, made_of = _compose(config, chosen, experiment=True)
+    words = (f"{group}={choice}" for group, choice in chosen.items())
+    cfg, made_of = _compose(config, *words)
+    # the same files without the values that the experiment sets in them
+    files = (f"{group}={choice}" for group, choice in made_of.items() if group != "experiment")
+    schema, _ = _compose(config, *files, "~experiment")
     _settle_experiment(cfg, schema, made_of, chosen)
     known = [*groups, *keys(cfg)]
     for override in values:
@@ -82,12 +87,14 @@ def instantiate(cfg: DictConfig | Mapping[str, Any]) -> "Run":
 
     from llmtrain.run import Run
 
+    if resolve(plain.get("_target_", "")) is not Run:
+        raise ConfigError(
+            f"_target_={plain['_target_']} is not a run: at the root it must be llmtrain.run.Run"
+        )
     try:
-        run = hydra.utils.instantiate(plain, _convert_="all")
+        run: Run = hydra.utils.instantiate(plain, _convert_="all")
     except InstantiationException as error:
         raise refusal(error, plain) from None
-    if not isinstance(run, Run):
-        raise ConfigError(f"_target_={plain.get('_target_')} is not a run: it must be llmtrain.run.Run")
     return run
 
 
@@ -105,22 +112,21 @@ def keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from keys(value, f"{prefix}{name}.")
 
 
-def _compose(config: str, chosen: Mapping[str, str], *, experiment: bool) -> tuple[dict, dict[str, str]]:
-    """Hydra's composition of the chosen files, and the choice that was made in each group.
+def _compose(config: str, *words: str) -> tuple[dict, dict[str, str]]:
+    """Hydra's composition of the chosen files, and the choice that was made in each group."""
+    plain, made_of = _composed(config, words)
+    return copy.deepcopy(plain), made_of
 
-    Without ``experiment`` the same files, but none of the values that the experiment sets in them.
-    """
+
+@cache
+def _composed(config: str, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
+    # kept, since the cells of a sweep choose the same files again and again
     import hydra
     from hydra.errors import HydraException
 
-    words = [f"{group}={choice}" for group, choice in chosen.items()]
-    if not experiment and "experiment" in defaults(config):
-        _, made_of = _compose(config, chosen, experiment=True)
-        words = [f"{group}={made_of[group]}" for group in defaults(config) if group != "experiment"]
-        words.append("~experiment")
     try:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = hydra.compose(config, overrides=words, return_hydra_config=True)
+            composed = hydra.compose(config, overrides=list(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"configs/ cannot be composed: {' '.join(str(error).split())}") from None
     plain: Any = OmegaConf.to_container(composed, resolve=False)
@@ -173,6 +179,8 @@ def _apply(cfg: dict, override: Override, known: Sequence[str]) -> None:
     key, value = override.key, override.value
     dotted = _dotted(key)
     *parents, leaf = dotted.split(".")
+    if re.fullmatch(r"_\w+_", leaf) and leaf != "_target_":
+        raise ConfigError(f"{key}: {leaf} is not allowed in a config, only _target_ is")
     parent = _at(cfg, parents)
     names_are_free = (
         isinstance(parent, dict) and "_target_" not in parent

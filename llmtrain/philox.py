@@ -7,10 +7,14 @@ import numpy as np
 _MASK64 = (1 << 64) - 1
 
 
-def _key(seed: int, purpose: str) -> tuple[int, int]:
+def _words(*numbers: int) -> np.ndarray:
+    # typed, since numpy makes float64 of a list with numbers on both sides of 2^63, and drops their low bits
+    return np.array([number & _MASK64 for number in numbers], dtype=np.uint64)
+
+
+def _hash(purpose: str) -> int:
     # blake2b and not hash(): Python salts the hashes of strings anew in every process
-    word = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
-    return seed & _MASK64, word
+    return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
 
 
 def generator(seed: int, purpose: str, epoch: int = 0, index: int = 0) -> np.random.Generator:
@@ -18,8 +22,8 @@ def generator(seed: int, purpose: str, epoch: int = 0, index: int = 0) -> np.ran
 
     The key is (seed, purpose); (epoch, index) are the two high words of the counter, which leaves 2^128 draws to each.
     """
-    counter = [0, 0, index & _MASK64, epoch & _MASK64]
-    return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=counter))
+    key, counter = _words(seed, _hash(purpose)), _words(0, 0, index, epoch)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def draw_seed(seed: int, purpose: str) -> int:

@@ -7,7 +7,7 @@ from rapidfuzz.distance import OSA  # insertions, deletions, substitutions and s
 
 def nearest(wrong: str, names: Iterable[str]) -> list[str]:
     """Of ``names``, those within reach of ``wrong``, nearest first: a third of its letters may differ, or two."""
-    return _ranked({name: OSA.distance(wrong.lower(), name.lower()) for name in names}, _reach(wrong))
+    return _ranked({name: float(OSA.distance(wrong.lower(), name.lower())) for name in names}, _reach(wrong))
 
 
 def nearest_keys(wrong: str, keys: Iterable[str]) -> list[str]:
@@ -21,7 +21,7 @@ def nearest_keys(wrong: str, keys: Iterable[str]) -> list[str]:
     cost: dict[str, float] = {}
     for key in keys:
         tail = ".".join(key.split(".")[-parts:])
-        cost[key] = min(OSA.distance(wrong, key), OSA.distance(wrong, tail) + 0.5)
+        cost[key] = min(float(OSA.distance(wrong, key)), OSA.distance(wrong, tail) + 0.5)
         if key.rpartition(".")[2] == leaf:
             cost[key] = min(cost[key], 2.0)
     return _ranked(cost, _reach(wrong))

@@ -17,9 +17,8 @@ def main() -> int:
 
 
 def prepare_corpus(overrides: list[str]) -> None:
-    from llmtrain.compose import run_from
-
     from llmtrain.callbacks.display import preparing
+    from llmtrain.compose import run_from
     from llmtrain.data.prepare import prepare
 
     run = run_from(overrides)

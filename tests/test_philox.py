@@ -8,18 +8,33 @@ import numpy as np
 
 from llmtrain import philox
 
-ADDRESSES = list(itertools.product((0, 1, -1, 2**63), ("order", "example", "init a"), (0, 1, 2), (0, 1, 7, 2**40)))
+ADDRESSES = list(
+    itertools.product((0, 1, -1, 2**63), ("order", "example", "init a"), (0, 1, 2), (0, 1, 7, 2**40))
+)
 
 
 def test_an_address_gives_the_same_draws_in_any_order_of_asking():
     forward = [philox.generator(*address).integers(1 << 62, size=4).tolist() for address in ADDRESSES]
-    backward = [philox.generator(*address).integers(1 << 62, size=4).tolist() for address in reversed(ADDRESSES)]
+    backward = [
+        philox.generator(*address).integers(1 << 62, size=4).tolist() for address in reversed(ADDRESSES)
+    ]
     assert forward == backward[::-1]
 
 
 def test_addresses_share_no_draw():
     words = np.concatenate([philox.generator(*address).integers(1 << 63, size=500) for address in ADDRESSES])
     assert len(np.unique(words)) == len(words)
+
+
+def test_every_bit_of_the_address_counts():
+    """Also above 2^53, where a float64 would round it away."""
+    large = [2**62, 2**62 + 1, 2**63, 2**63 + 1, 2**64 - 1]
+    first = [
+        philox.generator(*address).random()
+        for n in large
+        for address in ((n, "x"), (0, "x", n), (0, "x", 0, n))
+    ]
+    assert len(set(first)) == len(first)
 
 
 def test_neighbouring_addresses_are_not_correlated():

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from llmtrain.data.stages import alone
 from llmtrain.data.tokenizers.byte import Bytes
 from llmtrain.data.tokenizers.sentencepiece import SentencePiece
 from llmtrain.data.training_text import training_text
+from llmtrain.errors import DataError, StorageError
 from llmtrain.philox import generator
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -43,11 +47,10 @@ def write_documents(path: Path, documents: list[str]) -> TextFiles:
 
 
 def documents_of(prepared: Prepared, shards: Shards) -> list[str]:
-    starts = shards.offsets[:-1] + 1  # past BOS
-    return [
-        prepared.tokenizer.decode(shards.tokens[start:end])
-        for start, end in zip(starts, shards.offsets[1:], strict=True)
-    ]
+    """The text of each document; ids are turned into bytes by the vocabulary's surfaces, which is fast."""
+    surfaces = [b""] * prepared.vocab.n_reserved + prepared.tokenizer.surfaces()
+    spans = zip(shards.offsets[:-1].tolist(), shards.offsets[1:].tolist(), strict=True)
+    return [b"".join([surfaces[i] for i in shards.tokens[a:b].tolist()]).decode() for a, b in spans]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -61,6 +64,13 @@ def corpus(tmp_path: Path) -> Callable[..., Corpus]:
     """Makes the same corpus of 60 documents, about 3 MB, with any fields and cache."""
     source = write_documents(tmp_path / "a.jsonl", [prose(i, 1000) for i in range(60)])
     return lambda cache="cache", **fields: Corpus(source=source, cache=str(tmp_path / cache), **fields)
+
+
+@pytest.fixture
+def fine_grained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some twenty chunks, and progress told at each."""
+    monkeypatch.setattr("llmtrain.data.prepare._slowed", lambda progress: progress or (lambda s, d, t: None))
+    monkeypatch.setattr("llmtrain.data.encode._CHUNK", 1 << 17)
 
 
 # --- the same every time
@@ -99,7 +109,7 @@ def test_what_changes_the_text_the_rules_or_the_tokenizer_changes_the_cache(corp
 
 @pytest.mark.parametrize("stage", ["read", "split", "tokenizer", "tokenize"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_preparation_goes_on_and_ends_the_same(corpus, tmp_path, stage, workers):
+def test_a_killed_preparation_goes_on_and_ends_the_same(corpus, tmp_path, fine_grained, stage, workers):
     whole = files_of(prepare(corpus("whole"), BYTES).folder)
 
     def kill(now: str, done: int, total: int) -> None:
@@ -120,6 +130,17 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(corpus, tmp_path, stage,
     assert {s for s, _ in redone} == set(stages[stages.index(stage) :])
     if times:
         assert redone[0][1] > 0  # bytes of the chunks that were there
+
+
+def test_a_part_that_was_damaged_is_named_and_made_again_once_it_is_deleted(corpus):
+    first = prepare(corpus(), BYTES)
+    whole = files_of(first.folder)
+    tokens = first.folder / "corpus" / "train" / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"tokens\.bin has .* bytes.*delete .*train and prepare it again"):
+        prepare(corpus(), BYTES)
+    shutil.rmtree(tokens.parent)
+    assert files_of(prepare(corpus(), BYTES).folder) == whole
 
 
 def test_of_two_starts_at_once_one_prepares_and_the_other_waits_and_says_so(corpus, tmp_path, caplog):
@@ -150,7 +171,7 @@ def test_a_lock_ends_with_its_holder(tmp_path):
         assert time.monotonic() - start < 1
 
 
-def test_workers_end_when_the_process_that_started_them_is_killed(corpus, tmp_path):
+def test_workers_end_when_the_process_that_started_them_is_killed(corpus, tmp_path, fine_grained):
     def kill(now: str, done: int, total: int) -> None:
         if now == "tokenize" and done > 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -160,24 +181,38 @@ def test_workers_end_when_the_process_that_started_them_is_killed(corpus, tmp_pa
         os._exit(0)
     os.waitpid(child, 0)
     deadline = time.monotonic() + 10
-    while any(str(tmp_path) in command for command in _commands()):
+    while _processes(str(tmp_path)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def _commands() -> Iterator[str]:
+def test_a_worker_that_is_killed_is_told_and_the_next_start_goes_on(corpus, tmp_path, fine_grained):
+    whole = files_of(prepare(corpus("whole"), BYTES).folder)
+
+    def kill_workers(stage: str, done: int, total: int) -> None:
+        for pid in _processes(str(tmp_path)) if stage == "tokenize" and done > 0 else ():
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(StorageError, match=r"killed by signal 9.*data\.workers.*is kept"):
+        prepare(corpus(workers=2), BYTES, progress=kill_workers)
+    assert files_of(prepare(corpus(), BYTES).folder) == whole
+
+
+def _processes(argument: str) -> list[int]:
+    """Those with ``argument`` in their command line."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            yield path.read_text()
-        except OSError:  # it has just ended
-            continue
+        with suppress(OSError):  # it has just ended
+            if argument in path.read_text():
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_progress_is_told_in_stages_and_at_most_ten_times_a_second(corpus):
     calls: list[tuple[str, int, int, float]] = []
     prepare(corpus(), BYTES, progress=lambda s, d, t: calls.append((s, d, t, time.monotonic())))
     assert list(dict.fromkeys(c[0] for c in calls)) == ["read", "split", "tokenizer", "tokenize"]
-    for (before, done, _, then), (after, more, total, now) in zip(calls, calls[1:], strict=False):
+    for (before, done, _, then), (after, more, total, now) in pairwise(calls):
         assert now - then >= 0.1 or before != after
         assert 0 <= more <= total or total == 0
         assert more >= done or before != after or total
@@ -288,7 +323,13 @@ def test_windows_are_shared_whatever_the_indentation_and_blank_lines():
     assert len(windows(b" \n\n")) == 0
 
 
-def test_a_tokenizer_is_trained_on_parts_by_weight_the_small_ones_again(tmp_path):
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_tokenizer_is_trained_on_parts_by_weight_the_small_ones_again(tmp_path, stack):
     spooled = {}
     for name, n_lines in (("large", 9000), ("small", 90)):
         folder = tmp_path / name
@@ -297,7 +338,7 @@ def test_a_tokenizer_is_trained_on_parts_by_weight_the_small_ones_again(tmp_path
             tmp_path / f"{name}.jsonl", [name + prose(i, n_lines // 9) for i in range(9)]
         )
         spool_documents(Corpus(source=source), folder, lambda done, total: None)
-        spooled[name] = (Spool(folder), open_index(folder / "index"))
+        spooled[name] = stack.enter_context(Spool(folder)), open_index(folder / "index")
     total = sum(int(index["bytes"].sum()) for _, index in spooled.values())
     shares = {"large": 0.75, "small": 0.25}
     given = Counter[str]()
@@ -323,8 +364,10 @@ def test_a_mix_has_shards_of_each_part_under_one_tokenizer(tmp_path):
     assert list(prepared.validation) == ["a", "b"]
     for part in prepared.train:
         assert part.shards.tokenizer_hash == prepared.tokenizer.hash
-        text = documents_of(prepared, part.shards)[0]
-        assert text.splitlines()[0] in parts[part.name].source.documents.__self__.paths or text
+        seed = {"a": 0, "b": 100}[part.name]
+        own = {line for i in range(20) for line in prose(seed + i, 200).splitlines()}
+        found = {line for text in documents_of(prepared, part.shards) for line in text.splitlines()}
+        assert found < own
     assert prepare(mix, tokenizer).folder == prepared.folder
 
 

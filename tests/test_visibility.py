@@ -53,7 +53,8 @@ def test_gradient_reaches_exactly_what_is_visible(cfg, visibility, kernel):
             (block(x, seq, None).h, truth | itself),
         ):
             heard = [
-                torch.autograd.grad(y @ along, x, retain_graph=True)[0].norm(dim=-1) for y in out.flatten(0, 1)
+                torch.autograd.grad(y @ along, x, retain_graph=True)[0].norm(dim=-1)
+                for y in out.flatten(0, 1)
             ]
             reach = torch.stack(heard).view_as(truth)
             assert torch.equal(reach > 1e-9 * reach.max(), expected)

@@ -42,8 +42,9 @@ class Checkpoints(AfterStep):
             world=world,
             barrier=(lambda: dist.barrier(group)) if group is not None else None,
         )
+        needed = estimate_bytes(state_of(module))  # every rank: the sums in it are made together
         if trainer.is_global_zero:
-            preflight(self.folder, estimate_bytes(state_of(module)))
+            preflight(self.folder, needed)
         self._saved = module.progress.step or None  # what a resumed run came from is already there
 
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:

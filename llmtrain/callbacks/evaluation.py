@@ -32,8 +32,8 @@ class Evaluation(AfterStep):
 
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         step = module.progress.step
-        if self.cfg.every is None or step % self.cfg.every:
-            return
+        if self.cfg.every is None or step % self.cfg.every or step == self.metrics.horizon:
+            return  # the last step's is the final score, over all rows
         with module.clock.paused(), module.optimizer.ema_weights():
             self.metrics.write(scores_row(step, self.score(self.cfg.rows)))
 

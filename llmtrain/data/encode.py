@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,24 +129,24 @@ def _encode_in_processes(job: Job, chunks: list[Chunk], n: int) -> Iterator[int]
                 idle.append(process)
 
 
-@contextlib.contextmanager
-def _process(job: Job) -> Iterator[subprocess.Popen]:
+def _process(job: Job) -> subprocess.Popen:
+    """A process that waits for chunks; it ends, the chunk in hand finished, when its input does."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    command = [sys.executable, "-m", "llmtrain.data.encode", *map(str, job)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, bufsize=1
-    ) as process:
-        try:
-            yield process
-        except BaseException:
-            process.kill()
-            raise
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmtrain.data.encode", *map(str, job)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        bufsize=0,
+        close_fds=False,  # it shares the lock on the cache until it ends
+        process_group=0,  # ctrl-C is the parent's to handle
+    )
 
 
 def _send(process: subprocess.Popen, chunk: Chunk) -> None:
     assert process.stdin
     with contextlib.suppress(BrokenPipeError):  # it died; reading its answer says why
-        process.stdin.write(json.dumps([*chunk[:3], str(chunk.path)]) + "\n")
+        process.stdin.write((json.dumps([*chunk[:3], str(chunk.path)]) + "\n").encode())
 
 
 def _receive(process: subprocess.Popen) -> None:
@@ -169,7 +168,6 @@ def _receive(process: subprocess.Popen) -> None:
 
 def _serve(job: Job) -> None:
     """Answer each chunk named on a line of standard input by a line on standard output."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the parent too, whose end is ours
     tokenizer = load_tokenizer(job.tokenizer)
     for line in sys.stdin:
         start, stop, n_bytes, path = json.loads(line)
@@ -180,7 +178,8 @@ def _serve(job: Job) -> None:
             answer = {"error": str(error)}
         except OSError as error:
             answer = {"errno": error.errno, "error": error.strerror}
-        print(json.dumps(answer), flush=True)
+        with contextlib.suppress(BrokenPipeError):  # the parent was killed: the input has ended too
+            os.write(1, (json.dumps(answer) + "\n").encode())
 
 
 def _cores() -> int:

@@ -1,10 +1,11 @@
 """The road from text to token shards, taken once for each content: cached, and resumed after a kill."""
 
+import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from llmtrain.data.encode import Job, encode, plan, sections
 from llmtrain.data.shards import Shards, ShardWriter
 from llmtrain.data.split import split
 from llmtrain.data.spool import Spool, open_index, spool_documents
-from llmtrain.data.stages import alone, stage, storage_told
+from llmtrain.data.stages import alone, flush, stage, storage_told
 from llmtrain.data.tokenizers.base import Tokenizer, TokenizerConfig, load_tokenizer
 from llmtrain.data.training_text import training_text
 from llmtrain.errors import DataError
@@ -27,6 +28,7 @@ from llmtrain.types import Vocab
 
 log = logging.getLogger(__name__)
 
+_SIDES = ("train", "validation")
 _FORMAT = 1  # of the rules: a change of what they yield makes every corpus anew
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all (0: not known)
@@ -70,9 +72,9 @@ def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progres
     folder = cache / combine([fingerprint, tokenizer.identity()])
     with storage_told(cache):
         digests.save()
-        if not folder.exists():
+        if not _is_whole(folder, shares):
             with alone(folder.with_suffix(".lock")):
-                if not folder.exists():  # another process may have made it while this one waited
+                if not _is_whole(folder, shares):  # another process may have made it while this one waited
                     making = _Making(
                         folder.with_suffix(".partial"), parts, shares, fingerprint, _slowed(progress)
                     )
@@ -80,7 +82,9 @@ def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progres
                     if _fingerprint(parts, shares, digests) != fingerprint:
                         shutil.rmtree(making.folder)
                         raise DataError("a file of the corpus changed while it was prepared; start again")
+                    shutil.rmtree(folder, ignore_errors=True)
                     making.folder.rename(folder)
+                    flush(cache)
     return _open(folder, shares, fingerprint)
 
 
@@ -91,6 +95,12 @@ def _fingerprint(parts: dict[str, Corpus], shares: dict[str, float], digests: Di
     ]
     sources = [part.source.fingerprint(digests) for part in parts.values()]
     return combine([_FORMAT, shares, rules, sources])
+
+
+def _is_whole(folder: Path, names: Iterable[str]) -> bool:
+    """Whether nothing is missing; a user may have deleted a part that was damaged, to have it made again."""
+    sides = [folder / name / side for name in names for side in _SIDES]
+    return all(path.exists() for path in (folder / "tokenizer", folder / "report.json", *sides))
 
 
 def _open(folder: Path, shares: dict[str, float], fingerprint: str) -> Prepared:
@@ -123,22 +133,26 @@ class _Making:
         self._seconds: dict[str, float] = {}
 
     def run(self, config: TokenizerConfig, workers: int | None) -> None:
-        with self._timed("read"):
-            for name, corpus in self._parts.items():
-                stage(self._work(name) / "documents", partial(self._read, corpus))
-        with self._timed("split"):
-            for name, corpus in self._parts.items():
-                stage(self._work(name) / "split", partial(self._split, name, corpus))
-        with self._timed("tokenizer"):
-            stage(self.folder / "tokenizer", partial(self._train_tokenizer, config))
-        with self._timed("tokenize"):
-            for name in self._parts:
-                for side in ("train", "validation"):
-                    self._tokenize(name, side, workers)
-        report = {"parts": {name: self._report(name) for name in self._parts}, "seconds": self._seconds}
-        (self.folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
-        for name in self._parts:
-            shutil.rmtree(self._work(name))
+        report = self.folder / "report.json"
+        if not report.exists():
+            with self._timed("read"):
+                for name, corpus in self._parts.items():
+                    stage(self._work(name) / "documents", partial(self._read, corpus))
+            with self._timed("split"):
+                for name, corpus in self._parts.items():
+                    stage(self._work(name) / "split", partial(self._split, name, corpus))
+            with self._timed("tokenizer"):
+                stage(self.folder / "tokenizer", partial(self._train_tokenizer, config))
+            with self._timed("tokenize"):
+                for name in self._parts:
+                    for side in _SIDES:
+                        self._tokenize(name, side, workers)
+            content = {"parts": {name: self._report(name) for name in self._parts}, "seconds": self._seconds}
+            unfinished = report.with_suffix(".tmp")
+            unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+            unfinished.rename(report)
+        for name in self._parts:  # a kill from here on leaves no stage that could be taken for whole
+            shutil.rmtree(self._work(name), ignore_errors=True)
 
     def _work(self, name: str) -> Path:
         return self.folder / name / "work"
@@ -148,25 +162,23 @@ class _Making:
         (folder / "counts.json").write_text(json.dumps(counts, ensure_ascii=False))
 
     def _split(self, name: str, corpus: Corpus, folder: Path) -> None:
-        spool = Spool(self._work(name) / "documents")
-        duplicate = np.broadcast_to(False, len(spool.index))
-        if corpus.deduplicate:
-            duplicate = mark_duplicates(spool.index, folder)
         self._progress("split", 0, 0)
-        counts = split(spool, duplicate, corpus, folder)
+        with Spool(self._work(name) / "documents") as spool:
+            duplicate = np.broadcast_to(False, len(spool.index))
+            if corpus.deduplicate:
+                duplicate = mark_duplicates(spool.index, folder)
+            counts = split(spool, duplicate, corpus, folder)
         counts["duplicate_documents"] = int(np.count_nonzero(duplicate))
         (folder / "counts.json").write_text(json.dumps(counts))
 
     def _train_tokenizer(self, config: TokenizerConfig, folder: Path) -> None:
         def texts() -> Iterator[str]:
-            spooled = {
-                name: (
-                    Spool(self._work(name) / "documents"),
-                    open_index(self._work(name) / "split" / "train"),
-                )
-                for name in self._parts
-            }
-            return training_text(spooled, self._shares)
+            with contextlib.ExitStack() as stack:
+                spooled = {}
+                for name in self._parts:
+                    spool = stack.enter_context(Spool(self._work(name) / "documents"))
+                    spooled[name] = spool, open_index(self._work(name) / "split" / "train")
+                yield from training_text(spooled, self._shares)
 
         self._progress("tokenizer", 0, 0)
         config.build(texts, folder)
@@ -191,7 +203,7 @@ class _Making:
         work = self._work(name)
         report = json.loads((work / "documents" / "counts.json").read_text())
         report |= json.loads((work / "split" / "counts.json").read_text())
-        for side in ("train", "validation"):
+        for side in _SIDES:
             shards = Shards.open(self.folder / name / side)
             report[side] = {
                 "documents": shards.n_documents,

@@ -38,6 +38,12 @@ class Spool:
         self.index = open_index(folder / "index")
         self._text = (folder / "text").open("rb")
 
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._text.close()
+
     def text(self, record: np.void) -> bytes:
         self._text.seek(int(record["start"]))
         return self._text.read(int(record["bytes"]))

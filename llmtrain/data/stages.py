@@ -47,10 +47,12 @@ def flush(path: Path) -> None:
 def alone(lock: Path) -> Iterator[None]:
     """Hold ``lock`` among the processes that share its file system; a second one waits, and says so.
 
-    The lock is the kernel's (flock), so that it ends with the process that holds it, however that ends.
+    The lock is the kernel's (flock): it ends with the processes that hold it, however they end. Those that this one
+    starts with ``close_fds=False`` hold it too, so that none still writes when another start goes on.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -89,6 +89,7 @@ class Block(nn.Module):
         )
 
     def _rest(self, x: Tensor, seq: Seq, source: Source | None) -> Hidden:
+        assert (self.cross is None) == (source is None), "a decoder needs its source at every step"
         if self.cross is not None and source is not None:
             x = x + self._after("cross", self.cross(self.before["cross"](x), seq, *source))
         if self.mlp is None:

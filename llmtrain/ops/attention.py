@@ -28,6 +28,7 @@ def attend(
     ``G`` divides ``H``: each key head serves H / G query heads (GQA). ``visibility`` is what the objective promised of
     ``k_seq.prefix``, so that a kernel can be chosen without looking at the data.
     """
+    q, k = q.to(v.dtype), k.to(v.dtype)  # norms leave them wide, and kernels want one dtype
     name = backend.choose("attention", q)
     return KERNELS[name](q, k, v, q_seq, k_seq, visibility=visibility, window=window)
 

@@ -28,7 +28,13 @@ def force(**names: str) -> Iterator[None]:
 
 def choose(op: str, x: Tensor) -> str:
     """The implementation of ``op`` for tensors of the kind of ``x``."""
-    return _forced.get(op) or _probe(op, x.device.type, x.dtype)
+    return _forced.get(op) or _probed(op, x.device.type, x.dtype)
+
+
+# a compiled graph takes the answer, and does not trace the probing
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _probed(op: str, device: str, dtype: torch.dtype) -> str:
+    return _probe(op, device, dtype)
 
 
 @functools.cache

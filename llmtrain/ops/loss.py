@@ -74,7 +74,7 @@ class _Chunked(torch.autograd.Function):
             grad = grad.to(h.dtype)
             grad_h[at] = grad @ weight
             if wide == h.dtype:
-                grad_weight.addmm_(grad.T, x)
+                torch.addmm(grad_weight, grad.T, x, out=grad_weight)  # FlopCounterMode is blind to addmm_
             else:
                 grad_weight += grad.T @ x
         if grad_h is not None and grad_weight is not None:

@@ -1,0 +1,265 @@
+"""A training step taken apart by the clock, in turn with the matrix product that it is measured against."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.accounting import timed_product
+from llmtrain.callbacks.base import AfterStep
+from llmtrain.callbacks.loggers.base import Sink
+from llmtrain.callbacks.metrics import Metrics, Work
+from llmtrain.data.examples import RankRows, loader
+from llmtrain.lit import Pretrain, Progress
+from llmtrain.ops import backend
+from llmtrain.outcome import peak_memory
+from llmtrain.pretrain import split_batch
+from llmtrain.setup import Setup
+from llmtrain.trainer import DTYPES, autocast
+
+WARMUP = 3  # steps that are not counted
+PHASES = ("forward", "backward", "optimizer", "data", "framework")
+
+
+@dataclass
+class Benchmark:
+    """Medians over the counted steps; ``mfu`` is a ratio of medians taken in turn, so that drift hits both."""
+
+    tokens_per_second: float
+    mfu: float
+    matmul_flops_per_second: float  # of a 2048-cubed product at the precision of the step
+    peak_memory_bytes: int
+    seconds: dict[str, float]  # of each phase of a step
+    precision: str
+    n: int  # parameters
+    flops_per_step: int  # as counted: attention in full
+    rows_per_second: float  # of the loader alone
+    baseline_tokens_per_second: float | None  # of the model that was timed in turn, if one was
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench(setup: Setup, *, steps: int, baseline: Callable[[], nn.Module] | None = None) -> Benchmark:
+    """Time ``steps`` optimiser steps of the run through the real trainer, each followed by a matrix product.
+
+    ``framework`` is what a step takes beyond its other phases: Lightning, callbacks and logging. ``baseline`` makes a
+    model with the calling convention of Hugging Face (``input_ids``, ``labels``) and is stepped in turn with ours.
+    """
+    run = setup.run
+    accumulate, micro_rows = split_batch(run)
+    device = torch.device("cuda" if run.trainer.on_gpu else "cpu")
+    times = Times(device)
+    rival = Rival(baseline(), setup, device) if baseline else None
+    work = Work(setup.raw_per_row, setup.flops, 1.0)
+    metrics = Metrics([_Nowhere()], work, every=run.trainer.log_every, horizon=WARMUP + steps)
+    between = Between(times, DTYPES[run.trainer.chosen_precision()], rival)
+    trainer = run.trainer.lightning(accumulate=accumulate, callbacks=[metrics, between])
+    module = TimedPretrain(
+        setup.task,
+        optimizer=lambda task: run.optim.build(task, run.schedule, WARMUP + steps),
+        batch_rows=run.batch_rows,
+        progress=Progress(),
+    )
+    module.times = times
+    end = (WARMUP + steps) * run.batch_rows
+    rows = RankRows(
+        first=0, end=end, batch_rows=run.batch_rows, micro_rows=micro_rows, rank=0, world=run.trainer.world
+    )
+    batches = loader(setup.examples(), rows, workers=run.data.loader_workers)
+    if run.trainer.compile:
+        setup.task.compile()
+    with backend.force(attention=run.trainer.attention):
+        trainer.fit(module, TimedBatches(batches, times))
+    phases = times.medians()
+    step = statistics.median(times.step[WARMUP:])
+    product = 2 * 2048**3 / statistics.median(between.products[WARMUP:])
+    tokens = run.batch_rows * setup.raw_per_row
+    flops = run.batch_rows * setup.flops.counter
+    return Benchmark(
+        tokens_per_second=tokens / step,
+        mfu=flops / step / product,
+        matmul_flops_per_second=product,
+        peak_memory_bytes=peak_memory(device),
+        seconds=phases | {"framework": step - sum(phases.values())},
+        precision=run.trainer.chosen_precision(),
+        n=setup.size.total,
+        flops_per_step=flops,
+        rows_per_second=_loader_speed(setup, micro_rows),
+        baseline_tokens_per_second=tokens / statistics.median(rival.seconds[WARMUP:]) if rival else None,
+    )
+
+
+class Times:
+    """Seconds by phase and step; a GPU is waited for at every edge."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.step: list[float] = []
+        self._phases: dict[str, list[float]] = defaultdict(list)
+        self._open: dict[str, float] = defaultdict(float)
+        self._last: float | None = None
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def add(self, phase: str, seconds: float) -> None:
+        self._open[phase] += seconds
+
+    def end_step(self) -> None:
+        now = self.now()
+        if self._last is not None:
+            self.step.append(now - self._last)
+            for phase in PHASES[:-1]:
+                self._phases[phase].append(self._open[phase])
+        self._open.clear()
+
+    def begin_step(self) -> None:
+        self._last = self.now()
+
+    def medians(self) -> dict[str, float]:
+        return {phase: statistics.median(seconds[WARMUP:]) for phase, seconds in self._phases.items()}
+
+
+class TimedPretrain(Pretrain):
+    times: Times
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        start = self.times.now()
+        loss = super().training_step(batch, batch_idx)
+        self.times.add("forward", self.times.now() - start)
+        return loss
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self._backward = self.times.now()
+
+    def on_after_backward(self) -> None:
+        self.times.add("backward", self.times.now() - self._backward)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        inner = optimizer.step
+
+        def step(closure: Callable[[], Any] | None = None) -> Any:
+            spent = 0.0
+
+            def timed() -> Any:
+                nonlocal spent
+                start = self.times.now()
+                loss = closure() if closure is not None else None
+                spent = self.times.now() - start
+                return loss
+
+            start = self.times.now()
+            out = inner(timed)
+            self.times.add("optimizer", self.times.now() - start - spent)
+            return out
+
+        optimizer.step = step  # type: ignore[method-assign]
+        return optimizer
+
+
+class TimedBatches:
+    """A loader whose every batch is timed."""
+
+    def __init__(self, batches: Any, times: Times):
+        self._batches, self._times = batches, times
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        source = iter(self._batches)
+        while True:
+            start = self._times.now()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self._times.add("data", self._times.now() - start)
+            yield batch
+
+
+class Between(AfterStep):
+    """After every step, outside its time: one matrix product, and one step of the rival."""
+
+    def __init__(self, times: Times, dtype: torch.dtype, rival: "Rival | None"):
+        self.times, self.rival = times, rival
+        self.products: list[float] = []
+        self._a, self._b = (torch.randn(2048, 2048, device=times.device).to(dtype) for _ in range(2))
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.times.begin_step()
+
+    def after_step(self, trainer: Any, module: Pretrain) -> None:
+        self.times.end_step()
+        self.products.append(timed_product(self._a, self._b))
+        if self.rival is not None:
+            self.rival.step()
+        self.times.begin_step()
+
+
+class Rival:
+    """Another model at the same batch, precision and kind of optimiser."""
+
+    def __init__(self, model: nn.Module, setup: Setup, device: torch.device):
+        self.model = model.to(device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
+        self.trainer, self.device = setup.run.trainer, device
+        shape = (setup.run.batch_rows, setup.run.seq_len + 1)
+        self.ids = torch.randint(0, setup.prepared.vocab.size, shape, device=device)
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        times = Times(self.device)
+        start = times.now()
+        with autocast(self.trainer):
+            loss = self.model(input_ids=self.ids[:, :-1], labels=self.ids[:, :-1]).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.seconds.append(times.now() - start)
+
+
+def llama(setup: Setup) -> nn.Module:
+    """``transformers``' Llama of the run's shape, with weights of its own. Needs the extra ``export``."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    cfg = setup.run.sized(setup.prepared.vocab.size)
+    n_layers, d_model = cfg.shape
+    block: Any = setup.task.model.trunk.blocks[0]
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=setup.prepared.vocab.size,
+            hidden_size=d_model,
+            num_hidden_layers=n_layers,
+            num_attention_heads=block.mixer.n_heads,
+            num_key_value_heads=block.mixer.n_kv_heads,
+            intermediate_size=block.mlp.down.in_features,
+            max_position_embeddings=setup.run.seq_len,
+            tie_word_embeddings=cfg.tie_embeddings,
+        )
+    )
+
+
+class _Nowhere(Sink):
+    def log(self, row: dict[str, Any]) -> None:
+        """Rows are made as in training, and dropped."""
+
+
+def _loader_speed(setup: Setup, micro_rows: int) -> float:
+    n = 200 * micro_rows
+    rows = RankRows(first=0, end=n, batch_rows=micro_rows, micro_rows=micro_rows, rank=0, world=1)
+    batches: Iterable[Any] = loader(setup.examples(), rows, workers=0)
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return n / (time.perf_counter() - start)

@@ -1,0 +1,67 @@
+"""Measure a config's training step: ``python scripts/bench.py experiment=clm_dense key=value ...``.
+
+Takes the overrides of train.py, and of its own: repeats=N (steps counted, 20), json=FILE (the figures as data), and
+against=llama (transformers' Llama of the same shape, timed in turn).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmtrain.cli import guarded
+
+if TYPE_CHECKING:
+    from llmtrain.benchmark import Benchmark
+
+OWN = ("repeats", "json", "against")
+
+
+def main() -> int:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    return guarded(lambda: measure(sys.argv[1:]))
+
+
+def measure(words: list[str]) -> None:
+    from llmtrain.benchmark import bench, llama
+    from llmtrain.compose import run_from
+    from llmtrain.data.prepare import prepare
+    from llmtrain.errors import ConfigError
+    from llmtrain.setup import set_up
+
+    own = dict(word.split("=", 1) for word in words if word.partition("=")[0] in OWN)
+    overrides = [word for word in words if word.partition("=")[0] not in OWN]
+    if not own.get("repeats", "20").isdecimal() or own.get("against", "llama") != "llama":
+        raise ConfigError("repeats= takes a whole number, and against= takes llama")
+    run = run_from(overrides)
+    setup = set_up(run, prepare(run.data, run.tokenizer))
+    baseline = (lambda: llama(setup)) if "against" in own else None
+    found = bench(setup, steps=int(own.get("repeats", "20")), baseline=baseline)
+    print(table(found))
+    if "json" in own:
+        Path(own["json"]).write_text(json.dumps(found.plain(), indent=2) + "\n", encoding="utf-8")
+
+
+def table(found: "Benchmark") -> str:
+    step = sum(found.seconds.values())
+    lines = [f"{found.n:,} parameters, {found.flops_per_step:.3g} FLOPs a step, {found.precision}", ""]
+    lines += [f"{phase:>12} {1e3 * s:10.2f} ms {s / step:7.1%}" for phase, s in found.seconds.items()]
+    lines += [
+        f"{'step':>12} {1e3 * step:10.2f} ms",
+        "",
+        f"{found.tokens_per_second:,.0f} tokens/s, {found.mfu:.3f} of the matrix product's "
+        f"{found.matmul_flops_per_second / 1e9:.0f} GFLOP/s, peak memory {found.peak_memory_bytes / 1e9:.2f} GB",
+        f"loader alone: {found.rows_per_second:,.0f} rows/s",
+    ]
+    if found.baseline_tokens_per_second is not None:
+        ratio = found.tokens_per_second / found.baseline_tokens_per_second
+        lines.append(
+            f"baseline: {found.baseline_tokens_per_second:,.0f} tokens/s; ours is {ratio:.2f} times as fast"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
