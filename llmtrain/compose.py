@@ -114,18 +114,18 @@ def keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _compose(config: str, *words: str) -> tuple[dict, dict[str, str]]:
     """Hydra's composition of the chosen files, and the choice that was made in each group."""
-    plain, made_of = _composed(config, words)
+    plain, made_of = _composed(CONFIGS, config, words)
     return copy.deepcopy(plain), made_of
 
 
 @cache
-def _composed(config: str, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
+def _composed(folder: Path, config: str, words: tuple[str, ...]) -> tuple[dict, dict[str, str]]:
     # kept, since the cells of a sweep choose the same files again and again
     import hydra
     from hydra.errors import HydraException
 
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             composed = hydra.compose(config, overrides=list(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"configs/ cannot be composed: {' '.join(str(error).split())}") from None

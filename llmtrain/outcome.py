@@ -35,7 +35,9 @@ def samples(setup: Setup) -> str:
     for name, rows in setup.held_out.items():
         n = min(run.eval.samples, rows.n_rows)
         chosen = [rows[i * rows.n_rows // n] for i in range(n)]
-        made = run.objective.samples(setup.task.model, chosen, prepared.tokenizer.decode, run.data_seed)
+        made = run.objective.samples(
+            setup.task.model, chosen, prepared.vocab, prepared.tokenizer.decode, run.data_seed
+        )
         for i, sample in enumerate(made, 1):
             parts.append(
                 f"## {name} {i}\n\nGiven:\n\n{_block(sample.given)}\n\nMade:\n\n{_block(sample.made)}\n"

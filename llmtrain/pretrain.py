@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from llmtrain import run_folder
+from llmtrain import philox, run_folder
 from llmtrain.accounting import peak_flops
 from llmtrain.callbacks.checkpoints import Checkpoints, restore
 from llmtrain.callbacks.display import display, preparing
@@ -73,6 +73,7 @@ def _fit(setup: Setup, rank: int, started: float) -> RunRecord | None:
     first_step, first_row = (origin.step, origin.rows) if origin else (0, 0)
     accumulate, micro_rows = split_batch(run)
     work = work_of(setup)
+    torch.manual_seed(philox.draw_seed(run.data_seed, f"torch on rank {rank}"))
     if rank == 0:
         announce(setup, origin)
     with contextlib.ExitStack() as stack:

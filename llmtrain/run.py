@@ -9,9 +9,8 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from llmtrain.accounting import size, solve_width
-from llmtrain.callbacks.checkpoints import Checkpointing
-from llmtrain.callbacks.evaluation import Evaluating
 from llmtrain.callbacks.loggers.base import Logger
+from llmtrain.callbacks.settings import Checkpointing, Evaluating
 from llmtrain.config import config, free, to_plain
 from llmtrain.data.corpus import Corpus, Mix
 from llmtrain.data.tokenizers.base import TokenizerConfig

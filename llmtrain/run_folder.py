@@ -21,6 +21,7 @@ from llmtrain.run import LENGTHS, Run
 TOKENIZER = "tokenizer"  # the folder in a run's folder: a copy, so that a run does not need the cache
 
 PACKAGES = (
+    "llmtrain",
     "torch",
     "lightning",
     "hydra-core",
@@ -116,7 +117,7 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in PACKAGES if _installed(name)}
-    return {"python": platform.python_version(), "llmtrain": _own_version()} | found
+    return {"python": platform.python_version()} | found
 
 
 def git_commit() -> str | None:
@@ -153,12 +154,6 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _own_version() -> str:
-    from llmtrain import __version__
-
-    return __version__
 
 
 def _cut(saved: Any, like: Any) -> Any:

@@ -36,7 +36,8 @@ class Setup(NamedTuple):
 
     def examples(self) -> Examples:
         weights = [part.weight for part in self.prepared.train]
-        stream = Stream(self.rows, weights, self.run.data_seed)
+        names = [part.name for part in self.prepared.train]
+        stream = Stream(self.rows, weights, self.run.data_seed, names=names)
         run = self.run
         vocab = self.prepared.vocab
         return Examples(self.rows, stream, run.objective, vocab, seq_len=run.seq_len, seed=run.data_seed)

@@ -38,7 +38,10 @@ def sample(args: argparse.Namespace) -> None:
     ids = [BOS, *loaded.tokenizer.encode(args.prompt).tolist()]
     sampling = Sampling(temperature=args.temperature, top_p=args.top_p)
     rng = philox.generator(args.seed, "generate")
-    made = generate(loaded.model, ids, n_tokens=args.tokens, sampling=sampling, rng=rng)
+    n_reserved = loaded.tokenizer.n_reserved
+    made = generate(
+        loaded.model, ids, n_tokens=args.tokens, n_reserved=n_reserved, sampling=sampling, rng=rng
+    )
     print(args.prompt + loaded.tokenizer.decode(made))
 
 

@@ -121,7 +121,7 @@ def test_grouped_keys_equal_repeated_keys(visibility, n_kv, kernel):
 def test_the_reference_is_softmax_over_what_is_seen():
     """Against a loop in plain Python arithmetic, so that the definition itself is checked once."""
     seq = mixed(Visibility.PREFIX)
-    q, k, v = heads(seq, seq, n=2, n_kv=1)
+    q, k, v = (x.detach() for x in heads(seq, seq, n=2, n_kv=1))
     y = attention.reference(q, k, v, seq, seq, visibility=Visibility.PREFIX, window=3)
     seen = mask(seq, seq, 3)
     for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in y.shape[:3])).tolist():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from llmtrain import cli
-from llmtrain.compose import choices, compose, instantiate, keys, run_from
+from llmtrain.compose import CONFIGS, choices, compose, instantiate, keys, run_from
 from llmtrain.config import to_plain
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.philox import generator
@@ -177,11 +178,9 @@ def test_a_length_that_is_given_takes_the_place_of_the_one_in_the_file():
 
 
 def test_values_that_an_experiment_set_for_another_choice_are_left_out_aloud(caplog):
-    cfg = compose(["experiment=quickstart", "tokenizer=bytes"])
-    assert "vocab_size" not in cfg.tokenizer
-    cli.logging.getLogger("llmtrain").propagate = True
     with caplog.at_level("INFO", "llmtrain"):
-        compose(["experiment=quickstart", "tokenizer=bytes"])
+        cfg = compose(["experiment=quickstart", "tokenizer=bytes"])
+    assert "vocab_size" not in cfg.tokenizer
     assert "tokenizer=bytes has no tokenizer.vocab_size" in caplog.text
 
 
@@ -198,6 +197,28 @@ def test_a_run_is_labelled_by_its_choices_unless_the_user_does():
     # a dial that was turned further is no longer what its name says
     assert run_from(["size=d6", "model.d_model=64"]).labels.size is None
     assert run_from(["size=n", "size.n=3e5"]).labels.size is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (
+            "optim: {lrr: 1}",
+            "configs/experiment/mine.yaml sets an unknown key optim.lrr: did you mean optim.lr?",
+        ),
+        ("stepz: 3", "configs/experiment/mine.yaml sets an unknown key stepz: did you mean steps"),
+        ("defaults: [{override /model: dens}]", "Could not find 'model/dens'"),
+        ("steps: [3", "configs/ cannot be composed"),
+        ("logger: {_target_: os.system}", "logger._target_=os.system is outside llmtrain"),
+        ("name: ${oc.env:HOME}", "only another key may be referred to"),
+    ],
+)
+def test_a_mistake_in_an_experiment_of_the_users_own_is_answered_too(tmp_path, monkeypatch, text, answer):
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr("llmtrain.compose.CONFIGS", tmp_path / "configs")
+    mine = tmp_path / "configs" / "experiment" / "mine.yaml"
+    mine.write_text(f"# @package _global_\n# Mine.\n{text}\n")
+    assert answer in refused("experiment=mine")
 
 
 # ---- wrong values

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import metrics, overrides, tiny, weights, write_text
 
 from llmtrain.callbacks.loggers.base import Logger, Sink
 from llmtrain.compose import run_from
 from llmtrain.config import config
 from llmtrain.pretrain import Interrupted, train
 from llmtrain.run import Run
+from runs import metrics, overrides, tiny, weights, write_text
 
 CHANGES: dict[str, Any] = {"eval__every": 5, "optim__ema": 0.9}
 STEPS = 12  # of 4 rows; an epoch ends inside the 9th
@@ -40,7 +40,9 @@ class _StopsAt(Sink):
 
 def stopped(run: Run, step: int, number: int = signal.SIGTERM) -> int:
     """Train until ``step``; the exit code."""
-    changed = {f: getattr(run, f) for f in run.__dataclass_fields__} | {"logger": StopsAt(step=step, signal=number)}
+    changed = {f: getattr(run, f) for f in run.__dataclass_fields__} | {
+        "logger": StopsAt(step=step, signal=number)
+    }
     with pytest.raises(Interrupted, match=f"stopped at step {step} of {STEPS}") as stop:
         train(Run(**changed))
     return stop.value.exit_code

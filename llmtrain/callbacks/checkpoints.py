@@ -6,19 +6,11 @@ from typing import Any
 import lightning
 import torch
 import torch.distributed as dist
-from pydantic import PositiveInt
 
 from llmtrain.callbacks.base import AfterStep
+from llmtrain.callbacks.settings import Checkpointing
 from llmtrain.checkpoint import Saver, State, estimate_bytes, load, preflight, specs
-from llmtrain.config import config
 from llmtrain.lit import Pretrain
-
-
-@config
-class Checkpointing:
-    every: PositiveInt | None = None  # steps; none: at the end alone, and when the run is interrupted
-    keep_last: PositiveInt = 2
-    keep_every: PositiveInt | None = None  # steps whose checkpoints are never deleted
 
 
 class Checkpoints(AfterStep):

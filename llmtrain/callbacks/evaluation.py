@@ -1,24 +1,15 @@
 """Scores on held-out rows while a run goes on."""
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning
-from pydantic import PositiveInt
 
 from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.metrics import Metrics
-from llmtrain.config import config
+from llmtrain.callbacks.settings import Evaluating
 from llmtrain.lit import Pretrain
 from llmtrain.scoring import Scored
-
-
-@config
-class Evaluating:
-    every: PositiveInt | None = None  # steps; none: at the end alone
-    rows: PositiveInt | None = None  # the first so many held-out rows while training; all of them at the end
-    batch_rows: PositiveInt | None = None  # rows at a time; none: as in training
-    samples: int = 4  # examples written to samples.md at the end
-
 
 Score = Callable[[int | None], dict[str, Scored]]  # by validation set, over so many rows
 
@@ -45,8 +36,8 @@ class Evaluation(AfterStep):
         self.metrics.write(scores_row(module.progress.step, self.final))
 
 
-def scores_row(step: int, scores: dict[str, Scored]) -> dict[str, float]:
-    row: dict[str, float] = {"step": step}
+def scores_row(step: int, scores: dict[str, Scored]) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": step}
     for name, (score, bits) in scores.items():
         row[f"{name}/{score.name}"] = score.value
         if bits is not None:

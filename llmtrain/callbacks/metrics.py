@@ -1,7 +1,7 @@
 """What every logged step says: loss, rate, norm, speed, utilisation and the work done so far."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -61,7 +61,7 @@ class Metrics(AfterStep):
         progress.nats.zero_()
         progress.counts.zero_()
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         for sink in self.sinks:
             sink.log(row)
 

@@ -1,9 +1,10 @@
 """The run's rows as examples, addressed by their number: what a DataLoader's workers make."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llmtrain import philox
@@ -12,6 +13,7 @@ from llmtrain.data.rows import Rows, Stream
 from llmtrain.types import Row, Vocab
 
 
+@runtime_checkable
 class Maker(Protocol):
     """What an objective is to the data."""
 
@@ -57,4 +59,5 @@ def loader(examples: Examples, rows: RankRows, *, workers: int) -> DataLoader:
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its own: a new start must not draw from the one that the run saves
     )

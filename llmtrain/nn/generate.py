@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmtrain.config import config
 from llmtrain.nn.model import Model
-from llmtrain.types import BOS, N_FIXED, Seq
+from llmtrain.types import BOS, Seq
 
 
 @config
@@ -28,7 +28,13 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    model: Model, prompt: Sequence[int], *, n_tokens: int, sampling: Sampling, rng: np.random.Generator
+    model: Model,
+    prompt: Sequence[int],
+    *,
+    n_tokens: int,
+    n_reserved: int,
+    sampling: Sampling,
+    rng: np.random.Generator,
 ) -> list[int]:
     """Up to ``n_tokens`` ids that follow ``prompt`` (not empty), ending early where the document ends (at BOS)."""
     device = model.embed.weight.device
@@ -39,7 +45,7 @@ def generate(
         at = torch.arange(pos, pos + len(ids), device=device)[None]
         zero = torch.zeros_like(text)
         h, state = model.step(Seq(text, zero, at, zero.bool()), state)
-        token = pick(model.head(h[0, -1]), sampling, rng)
+        token = pick(model.head(h[0, -1]), sampling, rng, n_reserved=n_reserved)
         if token == BOS:
             break
         out.append(token)
@@ -47,10 +53,12 @@ def generate(
     return out
 
 
-def pick(logits: Float[Tensor, " V"], sampling: Sampling, rng: np.random.Generator) -> int:
-    """One draw in float64 on the CPU, so that a seed means the same text on every machine; no reserved id but BOS."""
+def pick(
+    logits: Float[Tensor, " V"], sampling: Sampling, rng: np.random.Generator, *, n_reserved: int
+) -> int:
+    """One draw, in float64 on the CPU, so that a seed means the same text on every machine; BOS or a text's token."""
     x = logits.double().cpu().numpy().copy()
-    x[[i for i in range(N_FIXED) if i != BOS]] = -np.inf
+    x[[i for i in range(n_reserved) if i != BOS]] = -np.inf
     if sampling.temperature == 0:
         return int(x.argmax())
     p = np.exp((x - x.max()) / sampling.temperature)

@@ -80,7 +80,12 @@ class Objective(ABC):
 
     @abstractmethod
     def samples(
-        self, model: Model, rows: Sequence[Row], decode: Callable[[Sequence[int]], str], seed: int
+        self,
+        model: Model,
+        rows: Sequence[Row],
+        vocab: Vocab,
+        decode: Callable[[Sequence[int]], str],
+        seed: int,
     ) -> list["Sample"]:
         """What the model makes of held-out rows, to be read by a person."""
 

@@ -70,7 +70,12 @@ class CausalLM(Objective):
         return math.log(vocab.size - vocab.n_reserved)
 
     def samples(
-        self, model: Model, rows: Sequence[Row], decode: Callable[[Sequence[int]], str], seed: int
+        self,
+        model: Model,
+        rows: Sequence[Row],
+        vocab: Vocab,
+        decode: Callable[[Sequence[int]], str],
+        seed: int,
     ) -> list[Sample]:
         """The first half of each row, and how the model goes on from it."""
         out = []
@@ -80,6 +85,7 @@ class CausalLM(Objective):
                 model,
                 prompt.tolist(),
                 n_tokens=len(row.ids) - len(prompt),
+                n_reserved=vocab.n_reserved,
                 sampling=Sampling(),
                 rng=philox.generator(seed, "samples", 0, i),
             )

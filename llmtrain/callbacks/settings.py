@@ -1,0 +1,20 @@
+"""When a run saves and when it scores: apart from the callbacks, so that reading a config imports no Lightning."""
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from llmtrain.config import config
+
+
+@config
+class Checkpointing:
+    every: PositiveInt | None = None  # steps; none: at the end alone, and when the run is interrupted
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None  # steps whose checkpoints are never deleted
+
+
+@config
+class Evaluating:
+    every: PositiveInt | None = None  # steps; none: at the end alone
+    rows: PositiveInt | None = None  # the first so many held-out rows while training; all of them at the end
+    batch_rows: PositiveInt | None = None  # rows at a time; none: as in training
+    samples: NonNegativeInt = 4  # examples written to samples.md at the end
