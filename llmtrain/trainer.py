@@ -59,6 +59,8 @@ class Trainer:
         quiet()
         import lightning
 
+        # with deterministic algorithms torch would write every new tensor twice; we read none before it is written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         kind: Any = "ddp" if self.world > 1 or self.strategy == "ddp" else "auto"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmtrain.config import config
 from llmtrain.nn.base import MLP, Extent, Flops, HeadModule, LayerConfig, Mixer
 from llmtrain.nn.mixers.cross import CrossAttention
+from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.roles import Role
 from llmtrain.types import Hidden, Routing, Seq, Visibility
 
@@ -68,7 +69,7 @@ class Block(nn.Module):
         parts = [name for name in ("mixer", "cross", "mlp") if getattr(self, name) is not None]
 
         def norms() -> nn.ModuleDict:
-            return nn.ModuleDict({name: nn.RMSNorm(d_model, eps=cfg.norm_eps) for name in parts})
+            return nn.ModuleDict({name: RMSNorm(d_model, eps=cfg.norm_eps) for name in parts})
 
         self.before = norms()
         self.after = norms() if cfg.norm == "sandwich" else None
@@ -108,7 +109,7 @@ class Trunk(nn.Module):
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(cfg, i, visibility, cross=cross) for i in range(n_layers)
         )
-        self.norm = nn.RMSNorm(d_model, eps=cfg.norm_eps)
+        self.norm = RMSNorm(d_model, eps=cfg.norm_eps)
 
     def forward(self, x: Float[Tensor, "B T D"], seq: Seq, source: Source | None = None) -> Hidden:
         routing: tuple[Routing, ...] = ()

@@ -1,17 +1,18 @@
-"""RMS normalisation of attention's heads, in at least float32 whatever autocast has made of its input."""
+"""RMS normalisation as a layer, of the residual stream and of attention's heads."""
 
-import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from llmtrain.ops.dtypes import at_least_float32
+from llmtrain.ops.norm import rms_norm
 
 
-class HeadNorm(nn.RMSNorm):
-    """The result stays wide, so that the rotation after it does not round either; ``attend`` narrows it.
+class RMSNorm(nn.RMSNorm):
+    """Computes in at least float32, whatever autocast has made of its input, and returns that.
 
-    ``nn.RMSNorm`` itself warns of a bfloat16 input beside a float32 gain, and leaves its fused kernel.
+    ``nn.RMSNorm`` warns of a bfloat16 input beside a float32 gain, and has no fast path on the CPU.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = at_least_float32(x.dtype)
-        return F.rms_norm(x.to(wide), tuple(self.normalized_shape), self.weight.to(wide), self.eps)
+    eps: float
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return rms_norm(x, self.weight, self.eps)

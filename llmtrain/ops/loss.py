@@ -62,21 +62,24 @@ class _Chunked(torch.autograd.Function):
             x, y = h[at], targets[at]
             logits = (x @ weight.T).to(wide)
             scored = (y != IGNORE).to(wide)
-            partition = logits.logsumexp(-1)
             index = y.clamp_min(0)[:, None]
-            nats[at] = (partition - logits.gather(-1, index)[:, 0]) * scored
+            log_p = logits.log_softmax(-1)
+            nats[at] = -log_p.gather(-1, index)[:, 0] * scored
+            partition = logits[:, 0] - log_p[:, 0]
             total += (nats[at] + z_loss * partition.square() * scored).sum()
             if grad_h is None or grad_weight is None:
                 continue
-            scale = scored * (1 + 2 * z_loss * partition)
-            grad = logits.sub_(partition[:, None]).exp_().mul_(scale[:, None])
-            grad.scatter_add_(-1, index, -scored[:, None])
-            grad = grad.to(h.dtype)
-            grad_h[at] = grad @ weight
+            # the gradient of a row of logits is by * (p - target / push), with by on the narrow side of the products
+            push = 1 + 2 * z_loss * partition
+            by = (scored * push)[:, None].to(h.dtype)
+            grad = log_p.exp_().scatter_add_(-1, index, -1 / push[:, None]).to(h.dtype)
+            grad_h[at] = (grad @ weight) * by
             if wide == h.dtype:
-                torch.addmm(grad_weight, grad.T, x, out=grad_weight)  # FlopCounterMode is blind to addmm_
+                torch.addmm(
+                    grad_weight, grad.T, x * by, out=grad_weight
+                )  # FlopCounterMode is blind to addmm_
             else:
-                grad_weight += grad.T @ x
+                grad_weight += grad.T @ (x * by)
         if grad_h is not None and grad_weight is not None:
             ctx.save_for_backward(grad_h, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(nats)

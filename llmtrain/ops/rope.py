@@ -1,8 +1,11 @@
 """Rotary position embedding, in the half-split layout of GPT-NeoX and of the Hugging Face models."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from llmtrain.ops.dtypes import at_least_float32
 
@@ -21,6 +24,26 @@ def rotation(pos: Int[Tensor, "B T"], d: int, base: float, dtype: torch.dtype) -
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
-def rotate(x: Float[Tensor, "B H T K"], by: Rotation) -> Float[Tensor, "B H T K"]:
+def rotate_reference(x: Float[Tensor, "B H T K"], by: Rotation) -> Float[Tensor, "B H T K"]:
     cos, sin = by
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+def rotate(x: Float[Tensor, "B H T K"], by: Rotation) -> Float[Tensor, "B H T K"]:
+    """The same; its gradient is the rotation back, which autograd would not see."""
+    if torch.compiler.is_compiling():
+        return rotate_reference(x, by)
+    return _Rotate.apply(x, *by)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return torch.addcmul(grad * cos, grad.roll(grad.shape[-1] // 2, -1), sin, value=-1), None, None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmtrain.config import config
 from llmtrain.nn.base import Extent, Flops, Mixer, MixerModule, dense_flops
-from llmtrain.nn.norm import HeadNorm
+from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
 from llmtrain.ops.rope import Rotation, rotate, rotation
@@ -72,7 +72,7 @@ class AttentionModule(MixerModule):
         self.qkv = linear(d_model, sum(self.splits), splits=self.splits)
         self.out = linear(d_q, d_model, residual=True)
         if cfg.qk_norm:
-            self.q_norm, self.k_norm = (HeadNorm(cfg.head_dim, eps=cfg.norm_eps) for _ in range(2))
+            self.q_norm, self.k_norm = (RMSNorm(cfg.head_dim, eps=cfg.norm_eps) for _ in range(2))
 
     def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Float[Tensor, "B T D"]:
         q, k, v = self._project(x, seq)

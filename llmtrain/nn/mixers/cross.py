@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from llmtrain.config import config
 from llmtrain.nn.base import Extent, Flops, dense_flops
-from llmtrain.nn.norm import HeadNorm
+from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
 from llmtrain.types import Seq, Visibility
@@ -34,7 +34,7 @@ class CrossAttentionModule(nn.Module):
         self.kv = linear(d_model, 2 * d_model, splits=(d_model, d_model))
         self.out = linear(d_model, d_model, residual=True)
         if cfg.qk_norm:
-            self.q_norm, self.k_norm = (HeadNorm(cfg.head_dim, eps=cfg.norm_eps) for _ in range(2))
+            self.q_norm, self.k_norm = (RMSNorm(cfg.head_dim, eps=cfg.norm_eps) for _ in range(2))
 
     def forward(
         self, x: Float[Tensor, "B T D"], seq: Seq, source: Float[Tensor, "B S D"], source_seq: Seq

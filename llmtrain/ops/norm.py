@@ -1,0 +1,47 @@
+"""RMS normalisation: the reference, and one for the CPU, where torch has no fused kernel."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmtrain.ops.dtypes import at_least_float32
+
+
+def rms_norm_reference(
+    x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float
+) -> Float[Tensor, "*B D"]:
+    """``x / sqrt(mean(x^2) + eps) * weight`` (Zhang and Sennrich 2019), in at least float32, and wide it stays."""
+    wide = at_least_float32(x.dtype)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps)
+
+
+def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
+    """The same with a third of the passes over ``x``, forward and backward; compilers and GPUs fuse the reference."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return rms_norm_reference(x, weight, eps)
+    wide = at_least_float32(x.dtype)
+    with torch.autocast("cpu", enabled=False):
+        return _RMSNorm.apply(x.to(wide), weight.to(wide), eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        product = (grad * x).flatten(0, -2)
+        pull = torch.mv(product, weight).view(inverse.shape)  # along x: the part that the norm takes back
+        pull.mul_(inverse.square()).div_(-x.shape[-1])
+        grad_x = torch.addcmul(grad * weight, x, pull).mul_(inverse)
+        return grad_x, torch.mv(product.T, inverse.flatten()), None
