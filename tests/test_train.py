@@ -1,0 +1,452 @@
+"""A whole run: what it leaves, that its numbers agree with one another, and what a second start may do."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import llmtrain
+from llmtrain import accounting
+from llmtrain.checkpoint import find, load, save
+from llmtrain.data.prepare import prepare
+from llmtrain.errors import ConfigError, DataError, NumbersError
+from llmtrain.pretrain import scorer, split_batch, train
+from llmtrain.record import RunRecord
+from llmtrain.run import Run
+from llmtrain.setup import Setup, held_out, set_up
+from runs import metrics, tiny, weights, write_text
+
+STEPS, ROWS, SEQ_LEN = 12, 4, 512  # of a tiny run
+
+# what later parts read
+PINNED = {
+    "run", "cell", "trunk", "parent", "branch_step", "series", "objective", "architecture", "size", "n",
+    "seed_init", "seed_data", "seq_len", "batch_rows", "steps", "horizon_steps", "warmup_steps",
+    "decay_steps", "lr", "betas", "weight_decay", "precision", "raw_tokens", "positions", "scored", "pairs",
+    "unique_tokens", "epochs", "flops_model", "flops_counter", "flops_6nd", "score", "bits_per_byte",
+    "status", "decayed", "tokens_per_second", "mfu", "peak_memory_bytes", "wall_seconds", "device",
+    "corpus_fingerprint", "tokenizer_hash", "config_hash", "git", "versions",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    write_text(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(home: Path) -> RunRecord:
+    """The record of the run that most tests look at."""
+    record = train(tiny(home, name="done", eval__every=5), overrides=["name=done", "eval.every=5"])
+    assert record is not None
+    return record
+
+
+def ready(run: Run) -> Setup:
+    return set_up(run, prepare(run.data, run.tokenizer))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def unfinished(home: Path, name: str) -> Path:
+    """A copy of the finished run that lacks its record, as if the machine had died before the last moment."""
+    copy = home / "runs" / name
+    shutil.copytree(home / "runs" / "done", copy)
+    (copy / "record.json").unlink()
+    return copy
+
+
+# ---- what a run leaves
+
+
+def test_a_finished_run_leaves_these_files_and_no_others(home: Path, done: RunRecord) -> None:
+    folder = home / "runs" / "done"
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {
+        "config.yaml", "overrides.yaml", "environment.json", "metrics.jsonl", "checkpoints", "samples.md", "figures",
+        "record.json", "tokenizer",
+    }  # fmt: skip
+    assert {p.name for p in (folder / "figures").iterdir()} == {"loss.png", "loss.svg"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {f"step-{STEPS:08d}"}
+    assert (folder / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "overrides.yaml").read_text() == "- name=done\n- eval.every=5\n"
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"started", "command", "git", "versions", "host"} == environment.keys()
+    assert (folder / "samples.md").read_text().count("Made:") == 1
+
+
+def test_the_record_has_every_field_that_later_parts_read(home: Path, done: RunRecord) -> None:
+    written = json.loads((home / "runs" / "done" / "record.json").read_text())
+    assert written.keys() - PINNED == {"validation"}
+    assert PINNED <= written.keys()
+    assert written["n"].keys() == {"total", "embedding", "head", "active", "non_embedding"}
+    assert written["score"].keys() == {"name", "value", "se", "n", "unit", "eval_hash"}
+    assert RunRecord.read(home / "runs" / "done" / "record.json") == done
+
+
+def test_the_numbers_of_a_record_agree_with_one_another_and_with_the_model(
+    home: Path, done: RunRecord
+) -> None:
+    run = tiny(home, name="done", eval__every=5)
+    setup, rows = ready(run), STEPS * ROWS
+    assert (done.steps, done.horizon_steps, done.batch_rows, done.seq_len) == (STEPS, STEPS, ROWS, SEQ_LEN)
+    assert done.raw_tokens == done.positions == done.scored == rows * SEQ_LEN
+    assert done.pairs is None
+    assert done.unique_tokens == min(done.raw_tokens, setup.n_tokens)
+    assert done.epochs == done.raw_tokens / setup.n_tokens
+    n, model = done.n, setup.task.model
+    assert n.total == n.active == sum(p.numel() for p in model.parameters())
+    assert (n.embedding, n.head) == (model.embed.weight.numel(), 0)
+    assert n.non_embedding == n.total - n.embedding
+    per_row = accounting.flops_of(model, run.objective, SEQ_LEN)
+    assert (done.flops_model, done.flops_counter) == (rows * per_row.model, rows * per_row.counter)
+    # 6ND counts what is multiplied: the tied table once, as the head
+    assert done.flops_6nd == 6 * n.total * done.raw_tokens
+    assert (done.warmup_steps, done.decay_steps) == (0, STEPS) and done.decayed
+    assert (done.lr, done.betas, done.weight_decay) == (run.optim.lr, run.optim.betas, run.optim.weight_decay)
+    assert (done.objective, done.architecture, done.series) == ("clm", "dense", "clm_dense")
+    assert (done.size, done.precision, done.status) == ("1x16", "fp32", "finished")
+    assert (done.run, done.config_hash) == ("done", run.config_hash)
+    assert done.corpus_fingerprint == setup.prepared.fingerprint
+    assert done.tokenizer_hash == setup.prepared.tokenizer.hash
+    assert done.versions["torch"] == torch.__version__
+    assert done.git is None or len(done.git.removesuffix("+changes")) == 40
+    assert done.validation == {"validation": done.score}
+    assert done.peak_memory_bytes > 4 * n.total
+    assert 0 < done.mfu < 2 and done.device.startswith("cpu")
+
+
+def test_the_record_agrees_with_the_metrics(home: Path, done: RunRecord) -> None:
+    rows = [json.loads(line) for line in (home / "runs" / "done" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    assert [row["tokens"] for row in steps] == [ROWS * SEQ_LEN * (i + 1) for i in range(STEPS)]
+    assert (steps[-1]["tokens"], steps[-1]["flops"]) == (done.raw_tokens, done.flops_model)
+    scores = [row for row in rows if "validation/clm_nats_per_token" in row]
+    assert [row["step"] for row in scores] == [5, 10, STEPS]
+    assert scores[-1]["validation/clm_nats_per_token"] == done.score.value
+    assert scores[-1]["validation/bits_per_byte"] == done.bits_per_byte
+    assert steps[0]["loss"] > steps[-1]["loss"] > done.score.value - 1
+    assert steps[-1]["seconds"] == pytest.approx(done.raw_tokens / done.tokens_per_second)
+    assert steps[-1]["seconds"] < done.wall_seconds
+
+
+# ---- a second start
+
+
+def test_a_second_start_of_a_finished_run_trains_nothing(
+    home: Path, done: RunRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(home / "runs" / "done")
+    assert train(tiny(home, name="done", eval__every=5)) == done
+    assert contents(home / "runs" / "done") == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        pytest.param({"optim__lr": 0.5}, "optim.lr: 0.003 there, 0.5 now", id="rate"),
+        pytest.param({"seed": 7}, "seed: 0 there, 7 now", id="seed"),
+        pytest.param({"seq_len": 64}, "seq_len: 512 there, 64 now", id="length of a row"),
+        pytest.param({"model__norm": "sandwich"}, 'model.norm: "pre" there, "sandwich" now', id="model"),
+        pytest.param({"model__layers__0__mixer__window": 8}, "mixer.window: null there, 8 now", id="layer"),
+        pytest.param({"schedule": "wsd"}, "llmtrain.optim.schedules.WSD", id="class"),
+        pytest.param({"steps": 4}, "steps: 12 there, 4 now", id="shorter"),
+        pytest.param({"steps": "null", "tokens": 1e4}, "tokens: null there, 10000.0 now", id="other length"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_config_in_the_same_folder_is_refused_and_changes_nothing(
+    home: Path, done: RunRecord, changes: dict[str, Any], shown: str, finished: bool
+) -> None:
+    name = "done"
+    if not finished:
+        if changes.keys() & {"steps"}:
+            pytest.skip("the length of an unfinished run may change")
+        name = f"unfinished-{next(iter(changes))}"
+        unfinished(home, name)
+    before = contents(home / "runs" / name)
+    with pytest.raises(ConfigError, match=r"holds .* with another config") as error:
+        train(tiny(home, name=name, **({"eval__every": 5} | changes)))
+    assert shown in str(error.value) and "name=" in str(error.value) and "\n" not in str(error.value)
+    assert contents(home / "runs" / name) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resume": "never"}, "already holds a run and resume=never"),
+        ({"steps": 4}, "has done 12 steps, more than the 4"),
+    ],
+)
+def test_a_start_that_cannot_go_on_is_refused(
+    home: Path, done: RunRecord, changes: dict[str, Any], message: str
+) -> None:
+    name = f"refused-{next(iter(changes))}"
+    unfinished(home, name)
+    with pytest.raises(ConfigError, match=message):
+        train(tiny(home, name=name, **changes))
+
+
+def test_a_run_is_not_continued_on_a_corpus_that_has_changed(home: Path, done: RunRecord) -> None:
+    unfinished(home, "changed")
+    text = home / "text.txt"
+    whole = text.read_text(encoding="utf-8")
+    try:
+        text.write_text(whole + "one more line\n", encoding="utf-8")
+        with pytest.raises(DataError, match="made with another corpus"):
+            train(tiny(home, name="changed"))
+    finally:
+        text.write_text(whole, encoding="utf-8")
+
+
+# ---- length, size and batch
+
+
+@pytest.mark.parametrize("key", ["steps", "tokens", "epochs", "flops", "tokens_per_param"])
+def test_a_length_is_the_steps_that_come_to_it(home: Path, key: str) -> None:
+    setup = ready(tiny(home))
+    n = accounting.size_of(setup.task.model)
+    rows_of_7 = 7 * ROWS
+    value = {
+        "steps": 7,
+        "tokens": rows_of_7 * SEQ_LEN,
+        "epochs": rows_of_7 / setup.rows[0].n_rows,
+        "flops": rows_of_7 * setup.flops.model,
+        "tokens_per_param": rows_of_7 * SEQ_LEN / n.total,  # a tied head counts, once
+    }[key]
+    assert ready(tiny(home, **({"steps": "null"} | {key: value}))).horizon == 7
+
+
+def test_a_run_takes_at_least_one_step(home: Path) -> None:
+    assert ready(tiny(home, steps="null", tokens=1)).horizon == 1
+
+
+def test_a_number_of_parameters_is_met_by_the_nearest_width(home: Path) -> None:
+    run = tiny(home, size="n", size__n=50e3, size__n_layers=2, size__step=8, model__d_model="null")
+    setup = ready(run)
+    found = [
+        accounting.size(
+            run.sized(setup.prepared.vocab.size).__class__(
+                **{**vars(run.model), "n_layers": 2, "d_model": d}
+            ),
+            run.objective,
+            setup.prepared.vocab.size,
+        ).total
+        for d in range(8, 128, 8)
+    ]
+    assert accounting.size_of(setup.task.model).total == min(found, key=lambda n: abs(n - 50e3))
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_accumulation_is_one_batch(home: Path, optim: str) -> None:
+    changes = {"optim": optim, "trainer__precision": "fp64", "steps": 10, "seq_len": 64, "eval__rows": 4}
+    for micro_rows in (4, 1):
+        train(tiny(home, name=f"{optim}-{micro_rows}", micro_rows=micro_rows, **changes))
+    whole, parts = (metrics(home / "runs" / f"{optim}-{n}") for n in (4, 1))
+    assert len(whole) == len(parts) == 11
+    for a, b in zip(whole, parts, strict=True):
+        assert a == pytest.approx(b, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"micro_rows": 3}, "micro_rows=3 does not divide the 4 rows .* micro_rows=2 does"),
+        ({"trainer__devices": 3}, "batch_rows=4 cannot be shared by 3 ranks"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(home: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        split_batch(tiny(home, **changes))
+
+
+# ---- precision, compilation, numbers
+
+
+def test_bf16_runs_where_hardware_has_none(home: Path) -> None:
+    record = train(tiny(home, name="bf16", trainer__precision="bf16", steps=2, seq_len=64))
+    assert record is not None and record.precision == "bf16"
+    assert all(
+        torch.float32 == t.dtype
+        for t in load(find(home / "runs" / "bf16")).tensors["model"].values()  # type: ignore[arg-type]
+    )
+    first = metrics(home / "runs" / "bf16")[0]["loss"]
+    assert first == pytest.approx(math.log(272), rel=0.1)  # of a model that knows nothing
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_run(home: Path) -> None:
+    for compiled in (False, True):
+        train(tiny(home, name=f"compiled-{compiled}", trainer__compile=compiled, seq_len=64, steps=6))
+    eager, compiled = (metrics(home / "runs" / f"compiled-{c}") for c in (False, True))
+    for a, b in zip(eager, compiled, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    assert (
+        weights(home / "runs" / "compiled-True", 6).keys()
+        == weights(home / "runs" / "compiled-False", 6).keys()
+    )
+    assert math.isfinite(llmtrain.load(home / "runs" / "compiled-True").model.embed.weight.sum().item())
+
+
+def test_numbers_that_are_not_finite_end_a_run_before_anything_is_written(
+    home: Path, done: RunRecord
+) -> None:
+    path = find(home / "runs" / "done")
+    assert path is not None
+    state = load(path)
+    next(iter(state.tensors["model"].values()))[300 % 16, 0] = math.inf
+    poisoned = home / "runs" / "poisoned"
+    shutil.copytree(home / "runs" / "done", poisoned)
+    shutil.rmtree(poisoned / "checkpoints")
+    save(poisoned, STEPS, state)
+    with pytest.raises(NumbersError, match=r"lower optim\.lr") as error:
+        train(tiny(home, name="heir", init_from="poisoned", init_state="weights"))
+    assert "\n" not in str(error.value) and error.value.exit_code == 4
+    assert metrics(home / "runs" / "heir") == []
+    assert not (home / "runs" / "heir" / "checkpoints").exists()
+    assert not (home / "runs" / "heir" / "record.json").exists()
+
+
+def test_every_checkpoint_of_a_run_that_blew_up_is_finite(home: Path) -> None:
+    blown = tiny(
+        home, name="blown", optim__lr=1e37, optim__clip="null", checkpoint__every=1, checkpoint__keep_last=9
+    )
+    with pytest.raises(NumbersError):
+        train(blown)
+    for path in (blown.folder / "checkpoints").glob("step-*"):
+        tensors = load(path).tensors
+        assert all(t.isfinite().all() for group in ("model", "optimizer") for t in tensors[group].values())
+
+
+def test_steps_that_are_not_finite_can_be_passed_over(home: Path, done: RunRecord) -> None:
+    record = train(
+        tiny(home, name="skips", optim__on_nonfinite="skip", optim__lr=1e37, optim__clip="null", steps=6)
+    )
+    assert record is not None and record.steps == 6
+    updated = [row["updated"] for row in metrics(home / "runs" / "skips") if "loss" in row]
+    assert updated[0] and not all(updated)
+
+
+# ---- scores
+
+
+def test_a_loaded_run_has_the_score_of_its_record(home: Path, done: RunRecord) -> None:
+    loaded = llmtrain.load(home / "runs" / "done")
+    assert (loaded.step, loaded.config.name) == (STEPS, "done")
+    setup = ready(loaded.config)
+    setup.task.model.load_state_dict(loaded.model.state_dict())
+    found = scorer(setup, ROWS)(None)["validation"]
+    assert found.score == done.score and found.bits_per_byte == done.bits_per_byte
+    assert loaded.tokenizer.hash == done.tokenizer_hash
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 64])
+def test_a_score_does_not_depend_on_how_many_rows_are_taken_at_a_time(
+    home: Path, done: RunRecord, batch_rows: int
+) -> None:
+    setup = ready(tiny(home, name="done", trainer__precision="fp64", eval__batch_rows=batch_rows))
+    setup.task.double()
+    one = scorer(setup, ROWS)(None)["validation"]
+    other = scorer(setup._replace(run=tiny(home, trainer__precision="fp64")), ROWS)(None)["validation"]
+    assert one.score.value == pytest.approx(other.score.value, rel=1e-12)
+    assert one.score.se == pytest.approx(other.score.se, rel=1e-10)
+    assert (one.score.n, one.score.eval_hash) == (other.score.n, other.score.eval_hash)
+
+
+def test_a_score_counts_every_held_out_token_once_and_is_what_a_hand_computes(home: Path) -> None:
+    setup = ready(tiny(home, trainer__precision="fp64"))
+    task, vocab = setup.task.double(), setup.prepared.vocab
+    found = scorer(setup, ROWS)(None)["validation"]
+    shards = held_out(setup.prepared)["validation"]
+    assert found.score.n == shards.n_tokens - 1
+    tokens = torch.tensor(shards.tokens[:].astype(np.int64))
+    nats, counts = [], []
+    with torch.no_grad():  # rows by hand, one at a time and without padding
+        for start in range(0, len(tokens) - 1, SEQ_LEN):
+            ids = tokens[start : start + SEQ_LEN + 1]
+            nats.append(_nats(task, vocab, ids))
+            counts.append(len(ids) - 1)
+    value = sum(nats) / sum(counts)
+    assert found.score.value == pytest.approx(value, rel=1e-10)
+    residuals = [a - value * b for a, b in zip(nats, counts, strict=True)]
+    n = len(nats)
+    se = math.sqrt(n / (n - 1) * sum(r * r for r in residuals)) / sum(counts)
+    assert found.score.se == pytest.approx(se, rel=1e-10)
+    raw_bytes = sum(p.stat().st_size for p in [home / "text.txt"]) - setup.prepared.train[0].shards.n_bytes
+    assert raw_bytes == shards.n_bytes
+    assert found.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / raw_bytes, rel=1e-10)
+
+
+def _nats(task: Any, vocab: Any, ids: torch.Tensor) -> float:
+    """Of one row, from the logits themselves."""
+    from llmtrain.types import Row
+
+    row = Row(ids.numpy(), np.cumsum(ids.numpy() == 1))
+    example = task.objective.example(row, vocab, seq_len=len(ids) - 1, rng=np.random.default_rng(0))
+    text = type(example.text)(*(torch.as_tensor(np.array(a))[None] for a in example.text))
+    logits = task.model.head(task.model(text).h[0])
+    return -logits.log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]].sum().item()
+
+
+def test_held_out_rows_are_the_same_whatever_the_seed(home: Path, done: RunRecord) -> None:
+    one, other = (ready(tiny(home, seed=seed)).held_out["validation"] for seed in (0, 1))
+    assert one.n_rows == other.n_rows
+    for i in range(one.n_rows):
+        assert all(np.array_equal(a, b) for a, b in zip(one[i], other[i], strict=True))
+    assert train(tiny(home, name="seed1", seed=1, steps=1)).score.eval_hash == done.score.eval_hash  # type: ignore[union-attr]
+
+
+def test_a_mix_has_a_score_for_each_of_its_parts(home: Path) -> None:
+    (home / "other.txt").write_text("".join(f"{i} is followed by {i + 1}\n" for i in range(2000)))
+    parts = {
+        name: f"{{_target_: llmtrain.data.corpus.Corpus, source: {{_target_: llmtrain.data.sources.text.TextFiles, "
+        f"paths: [{home}/{file}.txt]}}}}"
+        for name, file in (("code", "text"), ("numbers", "other"))
+    }
+    run = tiny(
+        home, name="mix", data="mix", steps=2, seq_len=64, data__weights="{code: 0.75, numbers: 0.25}",
+        data__components=f"{{code: {parts['code']}, numbers: {parts['numbers']}}}",
+    )  # fmt: skip
+    record = train(run)
+    assert record is not None
+    assert record.validation.keys() == {"validation_code", "validation_numbers"}
+    assert record.score == record.validation["validation_code"]
+    assert len({score.eval_hash for score in record.validation.values()}) == 2
+
+
+# ---- other destinations of the metrics
+
+
+def test_tensorboard_gets_the_rows_of_the_metrics(home: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny(home, name="board", logger="tensorboard", steps=3, seq_len=64))
+    events = EventAccumulator(str(home / "runs" / "board" / "tensorboard")).Reload()
+    rows = [row for row in metrics(home / "runs" / "board") if "loss" in row]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows
+    ]
+    assert events.Scalars("validation/clm_nats_per_token")
+
+
+@pytest.mark.slow
+def test_wandb_logs_offline_into_the_folder_of_the_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # nobody is logged in
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    record = train(tiny(home, name="wandb", logger="wandb", steps=2, seq_len=64))
+    assert record is not None and record.status == "finished"
+    assert len(list((home / "runs" / "wandb" / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+    assert not list(tmp_path.rglob("*.wandb"))
