@@ -6,7 +6,6 @@ import time
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from llmtrain.nn.base import Extent, Flops, MLPModule
 from llmtrain.nn.model import Model, ModelConfig
@@ -110,11 +109,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, *, n: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of an n-cubed matrix product: the median of ``repeats``, after one that is not counted."""
+    """FLOP/s of an n-cubed matrix product: the median of ``repeats``, after one that is not counted.
+
+    Where the machine has no fast product of that type, as a CPU without bfloat16, a smaller one that is
+    done in a fraction of a second stands for it.
+    """
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, device=device, generator=generator).to(dtype) for _ in range(2))
-    _, *seconds = (timed_product(a, b) for _ in range(repeats + 1))
-    return 2 * n**3 / statistics.median(seconds)
+    m = min(n, 256)
+    while m < n and 8 * timed_product(a[:m, :m], b[:m, :m]) < 0.25:
+        m = min(n, 2 * m)
+    _, *seconds = (timed_product(a[:m, :m], b[:m, :m]) for _ in range(repeats + 1))
+    return 2 * m**3 / statistics.median(seconds)
 
 
 def timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -123,8 +129,3 @@ def timed_product(a: torch.Tensor, b: torch.Tensor) -> float:
     if a.device.type == "cuda":
         torch.cuda.synchronize(a.device)
     return time.perf_counter() - start
-
-
-def state_bytes(model: nn.Module, *, moments: int = 2) -> int:
-    """What a checkpoint of the model with its optimiser's moments takes, in bytes."""
-    return sum(p.numel() * p.element_size() for p in model.parameters()) * (1 + moments)

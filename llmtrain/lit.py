@@ -33,6 +33,9 @@ class Progress:
     def tensors(self) -> dict[str, Tensor]:
         return {"nats": self.nats, "counts": self.counts}
 
+    def to(self, device: torch.device) -> None:
+        self.nats, self.counts = self.nats.to(device), self.counts.to(device)
+
     def values(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -85,6 +88,7 @@ class Pretrain(lightning.LightningModule):
         self.clock = Clock()
         self.stepped = False  # whether the last batch ended an optimiser step
         self.stopping = False  # whether the run ends after this step, unfinished
+        self._losses: list[Loss] = []  # of the micro batches of this step
         self._batch_rows = batch_rows
         self._build_optimizer = optimizer
         self._restore = restore
@@ -93,18 +97,16 @@ class Pretrain(lightning.LightningModule):
     def configure_optimizers(self) -> CompositeOptimizer:
         # here and not earlier: the parameters are now on their device, so moments are made there
         self.optimizer = self._build_optimizer(self.task)
+        self.progress.to(self.device)
         self._restore(self)
         return self.optimizer
 
     def on_train_start(self) -> None:
-        for name, tensor in self.progress.tensors().items():
-            setattr(self.progress, name, tensor.to(self.device))
         self.clock.lap()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss: Loss = self.task(batch)
-        self.progress.nats += loss.nats.sum(dtype=torch.float64)
-        self.progress.counts += loss.counts.sum(dtype=torch.float64)
+        self._losses.append(loss)
         self.stepped = False
         return loss.loss
 
@@ -112,6 +114,12 @@ class Pretrain(lightning.LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.optimizer.last.updated:  # else the means would not be finite either
+            for loss in self._losses:
+                self.progress.nats += loss.nats.sum(dtype=torch.float64)
+                self.progress.counts += loss.counts.sum(dtype=torch.float64)
+        self._losses.clear()
+        self.progress.seconds += self.clock.lap()
         self.progress.step += 1
         self.progress.rows += self._batch_rows
         self.stepped = True

@@ -28,16 +28,17 @@ class Origin(NamedTuple):
         return int(self.values["rows"]) if self.full else 0
 
 
-def origin_of(run: Run, identity: dict[str, Any], *, rank: int, horizon: int) -> Origin | None:
+def origin_of(run: Run, identity: dict[str, str], *, rank: int, horizon: int) -> Origin | None:
     """The checkpoint that this start goes on from.
 
-    ``identity`` names tokenizer and corpus as they are now. Raises ConfigError or DataError where they are not those of
-    the checkpoint, or where it is already past the run's length.
+    ``identity`` names tokenizer, corpus and rows as they are now. Raises ConfigError or DataError where they are not
+    those of the checkpoint, or where it is already past the run's length.
     """
     # only the first rank holds the run's lock, so only it may set damaged checkpoints aside
     path = find(run.folder) if rank == 0 else newest(run.folder)
     if path is not None:
-        found = Origin(path, _values(path), _parent_of(run), full=True, branches=False)
+        values = _values(path)
+        found = Origin(path, values, values["parent"], full=True, branches=False)
         _check_data(found, identity, way_out="give another name, or restore the data")
         if found.step > horizon:
             raise ConfigError(
@@ -52,7 +53,7 @@ def origin_of(run: Run, identity: dict[str, Any], *, rank: int, horizon: int) ->
     return _of_another(run, run.init_from, identity, horizon)
 
 
-def _of_another(run: Run, given: str, identity: dict[str, Any], horizon: int) -> Origin:
+def _of_another(run: Run, given: str, identity: dict[str, str], horizon: int) -> Origin:
     folder, step = _named(run, given)
     path = newest(folder) if step is None else find(folder, step=step)
     if path is None:
@@ -62,7 +63,7 @@ def _of_another(run: Run, given: str, identity: dict[str, Any], horizon: int) ->
         path, values, f"{folder.name}@{values['step']}", full=run.init_state == "full", branches=True
     )
     if found.full:
-        _check_data(found, identity, way_out="use its data and tokenizer, or init_state=weights")
+        _check_data(found, identity, way_out="take over what the other run has, or init_state=weights")
         if found.step >= horizon:
             raise ConfigError(
                 f"init_from={given} is at step {found.step}, and this run ends at {horizon}: give a longer length "
@@ -84,19 +85,12 @@ def _named(run: Run, given: str) -> tuple[Path, int | None]:
     return folder, int(at) if at else None
 
 
-def _parent_of(run: Run) -> str | None:
-    if run.init_from is None:
-        return None
-    folder, step = _named(run, run.init_from)
-    return f"{folder.name}@{step}" if step is not None else folder.name
-
-
 def _values(path: Path) -> dict[str, Any]:
     return load(path, expect={}).values
 
 
-def _check_data(found: Origin, identity: dict[str, Any], *, way_out: str) -> None:
-    for what in ("tokenizer", "corpus"):
+def _check_data(found: Origin, identity: dict[str, str], *, way_out: str) -> None:
+    for what in identity:
         saved, now = found.values[what], identity[what]
         if saved != now:
             raise DataError(

@@ -15,14 +15,20 @@ from llmtrain.setup import Setup
 
 
 def conclude(
-    setup: Setup, module: Pretrain, scores: dict[str, Scored], work: Work, parent: str | None
+    setup: Setup,
+    module: Pretrain,
+    scores: dict[str, Scored],
+    work: Work,
+    parent: str | None,
+    device: torch.device,
 ) -> RunRecord:
-    """Write samples.md, figures/ and record.json into the run's folder."""
+    """Write samples.md, figures/ and record.json into the run's folder; ``device`` is where the run was trained."""
     run = setup.run
+    setup.task.to(device)  # Lightning leaves a model on the CPU
     with module.optimizer.ema_weights():
         write_text(run.folder / "samples.md", samples(setup))
     loss_figure(run.folder, run.folder.name, unit=run.objective.score_unit)
-    record = record_of(setup, module, scores, work, parent)
+    record = record_of(setup, module, scores, work, parent, device)
     record.write(run.folder / "record.json")
     return record
 
@@ -32,7 +38,7 @@ def samples(setup: Setup) -> str:
     run, prepared = setup.run, setup.prepared
     parts = [f"# {run.folder.name}: samples\n"]
     setup.task.eval()
-    for name, rows in setup.held_out.items():
+    for name, (rows, *_) in setup.held_out.items():
         n = min(run.eval.samples, rows.n_rows)
         chosen = [rows[i * rows.n_rows // n] for i in range(n)]
         made = run.objective.samples(
@@ -51,7 +57,12 @@ def _block(text: str) -> str:
 
 
 def record_of(
-    setup: Setup, module: Pretrain, scores: dict[str, Scored], work: Work, parent: str | None
+    setup: Setup,
+    module: Pretrain,
+    scores: dict[str, Scored],
+    work: Work,
+    parent: str | None,
+    device: torch.device,
 ) -> RunRecord:
     run, size, progress = setup.run, setup.size, module.progress
     labels = run.labels
@@ -103,9 +114,9 @@ def record_of(
         decayed=decay > 0 and progress.step >= setup.horizon,
         tokens_per_second=here * setup.raw_per_row / seconds,
         mfu=here * setup.flops.counter / seconds / work.peak,
-        peak_memory_bytes=peak_memory(module.device),
+        peak_memory_bytes=peak_memory(device),
         wall_seconds=progress.wall(),
-        device=device_name(module.device),
+        device=device_name(device),
         corpus_fingerprint=setup.prepared.fingerprint,
         tokenizer_hash=setup.prepared.tokenizer.hash,
         config_hash=run.config_hash,

@@ -1,11 +1,15 @@
 """One run from its config to its record."""
 
 import contextlib
+import errno
+import hashlib
+import json
 import logging
-import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -21,7 +25,7 @@ from llmtrain.callbacks.metrics import Metrics, Work
 from llmtrain.config import to_plain
 from llmtrain.data.examples import RankRows, loader
 from llmtrain.data.prepare import prepare
-from llmtrain.errors import ConfigError, UserError
+from llmtrain.errors import ConfigError, StorageError, UserError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.lock import RunLock
 from llmtrain.ops import backend
@@ -30,8 +34,8 @@ from llmtrain.outcome import conclude
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
 from llmtrain.scoring import Scored, score
-from llmtrain.setup import Setup, held_out, set_up
-from llmtrain.trainer import DTYPES, autocast, quiet
+from llmtrain.setup import Setup, set_up
+from llmtrain.trainer import DTYPES, autocast
 
 log = logging.getLogger(__name__)
 
@@ -50,42 +54,53 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
     A finished run is not trained again. Raises a UserError for whatever the user can mend.
     """
     started = time.time()
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-    with RunLock(run.folder) if rank == 0 else contextlib.nullcontext():
+    rank = run.trainer.rank()
+    with contextlib.ExitStack() as stack:
         if rank == 0:
-            finished = run_folder.enter(run, list(overrides))
+            stack.enter_context(RunLock(run.folder))
+            finished = run_folder.enter(run)
             if finished is not None:
                 log.info("%s is finished: nothing to do", run.folder)
                 return finished
-        quiet()
+        elif run_folder.finished(run):
+            return None  # else this rank would wait for the first, which has nothing to do
+        stack.enter_context(told(run.folder))
+        run.trainer.configure()
+        accumulate, micro_rows = split_batch(run)
         with preparing(show=rank == 0) as progress:
             prepared = prepare(run.data, run.tokenizer, progress=progress)
+        setup = set_up(run, prepared)
+        stack.enter_context(backend.force(attention=run.trainer.attention))
+        origin = origin_of(run, identity_of(setup), rank=rank, horizon=setup.horizon)
         if rank == 0:
-            run_folder.keep_tokenizer(run, prepared.folder)
-        with backend.force(attention=run.trainer.attention):
-            return _fit(set_up(run, prepared), rank, started)
+            announce(setup, origin)
+            run_folder.begin(run, list(overrides), prepared.folder)
+        return _fit(setup, origin, rank, started, accumulate, micro_rows)
 
 
-def _fit(setup: Setup, rank: int, started: float) -> RunRecord | None:
+def _fit(
+    setup: Setup, origin: Origin | None, rank: int, started: float, accumulate: int, micro_rows: int
+) -> RunRecord | None:
     run = setup.run
-    identity = {"tokenizer": setup.prepared.tokenizer.hash, "corpus": setup.prepared.fingerprint}
-    origin = origin_of(run, identity, rank=rank, horizon=setup.horizon)
+    parent = origin.parent if origin else None
     first_step, first_row = (origin.step, origin.rows) if origin else (0, 0)
-    accumulate, micro_rows = split_batch(run)
     work = work_of(setup)
     torch.manual_seed(philox.draw_seed(run.data_seed, f"torch on rank {rank}"))
-    if rank == 0:
-        announce(setup, origin)
     with contextlib.ExitStack() as stack:
-        sinks = open_sinks(setup, first_step) if rank == 0 else []
-        metrics = Metrics(sinks, work, every=run.trainer.log_every, horizon=setup.horizon)
+        metrics = Metrics([], work, every=run.trainer.log_every, horizon=setup.horizon)
         stack.callback(metrics.close)
-        evaluation = Evaluation(run.eval, scorer(setup, micro_rows), metrics)
-        checkpoints = Checkpoints(run.checkpoint, run.folder, values=identity | {"horizon": setup.horizon})
+        if rank == 0:
+            metrics.sinks += open_sinks(setup, first_step)
+        scores = scorer(setup, micro_rows)
+        evaluation = Evaluation(run.eval, scores, metrics)
+        values = identity_of(setup) | {"horizon": setup.horizon, "parent": parent}
+        checkpoints = Checkpoints(run.checkpoint, run.folder, values=values)
+        stack.callback(checkpoints.finish)
         interrupts = Interrupts()
         trainer = run.trainer.lightning(
             accumulate=accumulate, callbacks=[metrics, evaluation, checkpoints, interrupts]
         )
+        device = trainer.strategy.root_device  # afterwards Lightning has forgotten it
         module = Pretrain(
             setup.task,
             optimizer=lambda task: run.optim.build(task, run.schedule, setup.horizon),
@@ -104,15 +119,46 @@ def _fit(setup: Setup, rank: int, started: float) -> RunRecord | None:
             world=run.trainer.world,
         )
         trainer.fit(module, loader(setup.examples(), rows, workers=run.data.loader_workers))
+        final = evaluation.final
+        if not final and interrupts.exit_code is None:  # all steps were done by an earlier start
+            with module.optimizer.ema_weights():
+                final = scores(None)
+        if rank:
+            return None
         if interrupts.exit_code is not None:
+            checkpoints.finish()
             raise Interrupted(
                 f"stopped at step {module.progress.step} of {setup.horizon}, saved in {run.folder}: "
                 "the same command continues",
                 interrupts.exit_code,
             )
-        if rank:
-            return None
-        return conclude(setup, module, evaluation.final, work, origin.parent if origin else None)
+        return conclude(setup, module, final, work, parent, device)
+
+
+def identity_of(setup: Setup) -> dict[str, str]:
+    """What a cursor into the rows belongs to, by hash."""
+    run = setup.run
+    rows = [to_plain(run.objective), run.seq_len, run.batch_rows, run.data_seed, run.data.isolate_documents]
+    return {
+        "tokenizer": setup.prepared.tokenizer.hash,
+        "corpus": setup.prepared.fingerprint,
+        "row layout": hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest(),
+    }
+
+
+@contextlib.contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Turn a full disk, wherever in a run's folder it shows, into a StorageError of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}:
+            raise
+        free = shutil.disk_usage(folder).free
+        raise StorageError(
+            f"{error.filename or folder}: {error.strerror}; {free:,} bytes are free there: make room, or put runs "
+            "elsewhere (runs=FOLDER); the same command continues"
+        ) from error
 
 
 def _begin(module: Pretrain, *, origin: Origin | None) -> None:
@@ -149,7 +195,8 @@ def work_of(setup: Setup) -> Work:
     trainer = setup.run.trainer
     device = torch.device("cuda" if trainer.on_gpu else "cpu")
     peak = peak_flops(device, DTYPES[trainer.chosen_precision()])
-    return Work(setup.raw_per_row, setup.flops, peak * trainer.world)
+    # ranks on one CPU share its cores
+    return Work(setup.raw_per_row, setup.flops, peak * (trainer.world if trainer.on_gpu else trainer.nodes))
 
 
 def open_sinks(setup: Setup, step: int) -> list[Sink]:
@@ -161,19 +208,17 @@ def open_sinks(setup: Setup, step: int) -> list[Sink]:
 
 def scorer(setup: Setup, micro_rows: int) -> Callable[[int | None], dict[str, Scored]]:
     """A function that scores every validation set over its first so many rows (None: all)."""
-    run, prepared, shards = setup.run, setup.prepared, held_out(setup.prepared)
+    run = setup.run
 
     def scores(max_rows: int | None) -> dict[str, Scored]:
         return {
             name: score(
                 setup.task,
                 rows,
-                prepared.vocab,
+                setup.prepared.vocab,
                 seq_len=run.seq_len,
                 batch_rows=run.eval.batch_rows or micro_rows,
                 context=partial(autocast, run.trainer),
-                fingerprint=shards[name].fingerprint,
-                tokenizer_hash=prepared.tokenizer.hash,
                 max_rows=max_rows,
             )
             for name, rows in setup.held_out.items()
@@ -191,7 +236,9 @@ def announce(setup: Setup, origin: Origin | None) -> None:
         setup.horizon * run.batch_rows * setup.flops.model, run.trainer.chosen_precision(),
         ", compiled" if run.trainer.compile else "",
     )  # fmt: skip
-    if origin is not None and origin.parent is None:
+    if origin is not None and not origin.branches:
         log.info("continuing at step %d", origin.step)
+        for change in run_folder.changes_of_machine(run):
+            log.warning("bits may differ from those of one start: %s", change)
     elif origin is not None:
         log.info("starting from %s (%s)", origin.parent, "full state" if origin.full else "weights alone")

@@ -24,7 +24,7 @@ class Score:
 
     name: str
     value: float
-    se: float  # standard error over held-out rows
+    se: float | None  # standard error over held-out rows; none where there is one
     n: int  # positions scored
     unit: str
     eval_hash: str  # of the rows, the objective's evaluation form, the length and the tokenizer

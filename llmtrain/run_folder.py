@@ -34,19 +34,15 @@ PACKAGES = (
 )
 
 
-def enter(run: Run, overrides: list[str]) -> RunRecord | None:
-    """Begin or continue ``run`` in its folder; the record, if it is finished.
+def enter(run: Run) -> RunRecord | None:
+    """Whether ``run`` may go on in its folder; the record, if it is finished. Nothing is written.
 
     Raises ConfigError where the folder holds another run, showing each difference, and where ``resume=never`` finds
     any.
     """
     folder = run.folder
-    config, record = folder / "config.yaml", folder / "record.json"
-    if not config.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        write_text(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
-        write_text(config, dump(to_plain(run)))  # last: the folder is a run iff it is there
+    record = folder / "record.json"
+    if not (folder / "config.yaml").exists():
         return None
     if run.resume == "never":
         raise ConfigError(
@@ -69,14 +65,43 @@ def enter(run: Run, overrides: list[str]) -> RunRecord | None:
     return RunRecord.read(record) if record.exists() else None
 
 
-def keep_tokenizer(run: Run, prepared: Path) -> None:
-    """Copy the tokenizer's files into the run's folder."""
+def finished(run: Run) -> bool:
+    return (run.folder / "record.json").exists()
+
+
+def begin(run: Run, overrides: list[str], prepared: Path) -> None:
+    """Write what a start leaves before its first step: from here on the folder is this run's.
+
+    A later start writes its own, since what is free may have changed. ``prepared`` is the folder of the corpus, whose
+    tokenizer is kept.
+    """
+    folder = run.folder
+    _keep_tokenizer(run, prepared)
+    write_text(folder / "environment.json", json.dumps(environment(run), indent=2) + "\n")
+    write_text(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+    write_text(folder / "config.yaml", dump(to_plain(run)))  # last: the folder is a run iff it is there
+
+
+def _keep_tokenizer(run: Run, prepared: Path) -> None:
     kept = run.folder / TOKENIZER
     if not kept.exists():
         partial = kept.with_name(TOKENIZER + ".tmp")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(prepared / "tokenizer", partial)
         partial.rename(kept)
+
+
+def changes_of_machine(run: Run) -> list[str]:
+    """What differs, between this start and the one before, that bits may depend on; in words."""
+    path = run.folder / "environment.json"
+    if not path.exists():
+        return []
+    before, now = json.loads(path.read_text(encoding="utf-8")), environment(run)
+    kept = ("versions", "precision", "compile", "host")
+    pairs = [differences({k: now[k]}, {k: before.get(k)}) for k in kept]
+    return [
+        f"{key}: {_short(theirs)} before, {_short(ours)} now" for pair in pairs for key, ours, theirs in pair
+    ]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -95,8 +120,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return value
 
 
-def environment() -> dict[str, Any]:
-    """Versions, commit, hardware and command line."""
+def environment(run: Run) -> dict[str, Any]:
+    """Versions, commit, hardware, command line, and what was chosen for this machine."""
     import torch
 
     return {
@@ -104,6 +129,8 @@ def environment() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": git_commit(),
         "versions": versions(),
+        "precision": run.trainer.chosen_precision(),
+        "compile": run.trainer.compile,
         "host": {
             "machine": platform.machine(),
             "system": platform.platform(),

@@ -21,28 +21,36 @@ from llmtrain.types import Vocab
 VALIDATION_SEED = 20_011  # the same corruption in every run, whatever its own seed
 
 
+class HeldOut(NamedTuple):
+    """Rows that no run trains on, and what they are, for the hash of a score."""
+
+    rows: Rows
+    fingerprint: str
+    tokenizer_hash: str
+    isolate_documents: bool
+
+
 class Scored(NamedTuple):
     score: Score
     bits_per_byte: float | None
 
 
-def eval_hash(objective: Objective, seq_len: int, fingerprint: str, tokenizer_hash: str, n_rows: int) -> str:
+def eval_hash(objective: Objective, seq_len: int, of: HeldOut, n_rows: int) -> str:
     """What must agree before two scores are compared."""
-    text = json.dumps([to_plain(objective), seq_len, fingerprint, tokenizer_hash, n_rows], sort_keys=True)
+    what = [to_plain(objective), seq_len, of.fingerprint, of.tokenizer_hash, of.isolate_documents, n_rows]
+    text = json.dumps(what, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @torch.no_grad()
 def score(
     task: Task,
-    rows: Rows,
+    held_out: HeldOut,
     vocab: Vocab,
     *,
     seq_len: int,
     batch_rows: int,
     context: Callable[[], Any],
-    fingerprint: str,
-    tokenizer_hash: str,
     max_rows: int | None = None,
 ) -> Scored:
     """Sum of nats / sum of counts over held-out rows, shared out over the ranks; every token scored once.
@@ -50,7 +58,7 @@ def score(
     ``context`` makes the context manager of the run's precision. With ``max_rows`` the first of the rows are scored.
     The standard error treats rows as the independent units (a ratio estimator), since tokens of one row are not.
     """
-    objective = task.objective.evaluation()
+    objective, rows = task.objective.evaluation(), held_out.rows
     n = rows.n_rows if max_rows is None else min(max_rows, rows.n_rows)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     was_training = task.training
@@ -77,7 +85,7 @@ def score(
         se=_standard_error(nats, counts, value),
         n=int(total),
         unit=objective.score_unit,
-        eval_hash=eval_hash(objective, seq_len, fingerprint, tokenizer_hash, n),
+        eval_hash=eval_hash(objective, seq_len, held_out, n),
     )
     whole = sum(b for _, b in parts)
     bits = float(nats.sum()) / (math.log(2) * whole) if objective.likelihood and whole else None
@@ -88,10 +96,10 @@ def _ratio(nats: np.ndarray, counts: np.ndarray) -> float:
     return float(math.fsum(nats.tolist()) / counts.sum()) if counts.sum() else math.nan
 
 
-def _standard_error(nats: np.ndarray, counts: np.ndarray, value: float) -> float:
+def _standard_error(nats: np.ndarray, counts: np.ndarray, value: float) -> float | None:
     n = len(nats)
     if n < 2:
-        return math.inf
+        return None
     residual = nats - value * counts
     return float(np.sqrt((residual**2).sum() * n / (n - 1)) / counts.sum())
 

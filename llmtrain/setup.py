@@ -12,6 +12,7 @@ from llmtrain.nn.base import Flops
 from llmtrain.nn.init import initialise
 from llmtrain.objectives.base import Objective, Task
 from llmtrain.run import Run
+from llmtrain.scoring import HeldOut
 
 
 class Setup(NamedTuple):
@@ -19,7 +20,7 @@ class Setup(NamedTuple):
     prepared: Prepared
     task: Task
     rows: tuple[Rows, ...]  # by part of the training data
-    held_out: dict[str, Rows]
+    held_out: dict[str, HeldOut]
     size: Size
     flops: Flops  # forward and backward of one row
     horizon: int  # optimiser steps of the whole run
@@ -63,7 +64,12 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         task=Task(model, run.objective),
         rows=rows,
         held_out={
-            name: rows_of(shards, run, run.objective.evaluation(), tail=True)
+            name: HeldOut(
+                rows=rows_of(shards, run, run.objective.evaluation(), tail=True),
+                fingerprint=shards.fingerprint,
+                tokenizer_hash=prepared.tokenizer.hash,
+                isolate_documents=run.data.isolate_documents,
+            )
             for name, shards in held_out(prepared).items()
         },
         size=size_of(model),

@@ -1,6 +1,7 @@
 """How a run uses its machine, and the Lightning trainer that this makes."""
 
 import logging
+import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,15 @@ class Trainer:
     def world(self) -> int:
         return self.devices * self.nodes
 
+    def rank(self) -> int:
+        """The number of this process before there is a process group: by torchrun, SLURM or Lightning's launcher."""
+        if self.world == 1:
+            return 0
+        for key in ("RANK", "SLURM_PROCID"):
+            if key in os.environ:
+                return int(os.environ[key])
+        return int(os.environ.get("NODE_RANK", "0")) * self.devices + int(os.environ.get("LOCAL_RANK", "0"))
+
     @property
     def on_gpu(self) -> bool:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
@@ -51,18 +61,36 @@ class Trainer:
         """What the hardware does well: bfloat16 autocast where its matrix products are fast, else float32."""
         if self.precision != "auto":
             return self.precision
-        fast = torch.cuda.is_bf16_supported() if self.on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if self.on_gpu
+            else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
         return "bf16" if fast else "fp32"
+
+    def configure(self) -> None:
+        """Threads and determinism of this process; before anything is computed, or even timed."""
+        quiet()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+            os.environ["OMP_NUM_THREADS"] = str(
+                self.threads
+            )  # else Lightning chooses its own for several ranks
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on a GPU
+            torch.use_deterministic_algorithms(True)
+            # torch would write every new tensor twice; we read none before it is written
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def lightning(self, *, accumulate: int, callbacks: list["Callback"]) -> "LightningTrainer":
         """A Lightning trainer that only trains: counting, saving, evaluating and logging are the callbacks'."""
-        quiet()
         import lightning
 
-        # with deterministic algorithms torch would write every new tensor twice; we read none before it is written
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        if self.on_gpu and self.devices > torch.cuda.device_count():
+            raise ConfigError(
+                f"trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs: give at most "
+                "so many, or trainer.accelerator=cpu"
+            )
         kind: Any = "ddp" if self.world > 1 or self.strategy == "ddp" else "auto"
         return lightning.Trainer(
             accelerator="gpu" if self.on_gpu else "cpu",

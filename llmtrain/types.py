@@ -59,6 +59,7 @@ class Row(NamedTuple):
 
     ids: np.ndarray  # [L] int64
     doc: np.ndarray  # [L] int64, non-decreasing; NO_DOC marks padding at the end
+    number: int = 0  # its address, for patterns and dropout: place in the run, or in the held-out rows
 
 
 class Vocab(NamedTuple):

@@ -165,6 +165,7 @@ def plain_varlen(
     max_k: int,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
+    deterministic: bool = False,
 ) -> Tensor:
     """flash-attn's varlen contract: document i is q[cu_q[i]:cu_q[i+1]]; masks are aligned to the bottom right."""
     assert cu_q.dtype == cu_k.dtype == torch.int32 and len(cu_q) == len(cu_k)

@@ -258,7 +258,7 @@ def test_a_file_that_changes_while_it_is_prepared_is_noticed(tmp_path):
     path = written(tmp_path / "a.txt", "".join(f"line {i}\n" for i in range(5000)))
     corpus = Corpus(source=TextFiles(paths=str(path)), cache=str(tmp_path / "cache"))
 
-    def append(stage: str, done: int, total: int) -> None:
+    def append(stage: str, done: int, total: int | None) -> None:
         if stage == "split":
             path.write_text(path.read_text() + "more\n")
 

@@ -28,7 +28,7 @@ def everything(loss, h: Tensor, weight: Tensor, targets: Tensor, z_loss: float) 
 
 
 def chunk_of(monkeypatch, positions: int, v: int = V) -> None:
-    monkeypatch.setattr(ops, "CHUNK_ELEMENTS", positions * v)
+    monkeypatch.setattr(ops, "chunk_elements", lambda device: positions * v)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmtrain.data.order import permutation
+from llmtrain.data.order import Permutation, permutation
 from llmtrain.data.rows import DocumentRows, PackedRows, Stream, apportion
 from llmtrain.data.shards import Shards, ShardWriter
 from llmtrain.errors import ConfigError, DataError
@@ -28,6 +28,10 @@ def shards(tmp_path: Path) -> Shards:
     return write(tmp_path / "s", LENGTHS)
 
 
+def whole(order: Permutation) -> np.ndarray:
+    return np.array([order(i) for i in range(order.n)])
+
+
 @pytest.mark.parametrize("n", [*range(1, 70), 127, 128, 129, 1000, 1024, 1025])
 def test_an_epoch_is_a_permutation(n: int) -> None:
     for epoch in range(3):
@@ -36,20 +40,19 @@ def test_an_epoch_is_a_permutation(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 100, 12345, 10**9 + 7, (1 << 62) + 1])
-def test_an_array_of_indices_gives_what_each_gives_alone(n: int) -> None:
+def test_an_order_of_any_length_keeps_places_apart_and_within(n: int) -> None:
     order = permutation(n, 3, "order", 1)
-    indices = np.unique(np.linspace(0, n - 1, 200).astype(np.int64).clip(0, n - 1))
-    assert order(indices).tolist() == [order(int(i)) for i in indices]
+    places = [order(i * (n - 1) // 200) for i in range(201)]
+    assert all(0 <= place < n for place in places)
+    assert len(set(places)) == min(n, 201)
     for outside in (-1, n):
         with pytest.raises(IndexError):
             order(outside)
-        with pytest.raises(IndexError):
-            order(np.array([outside]))
 
 
 def test_another_seed_purpose_or_epoch_gives_another_order() -> None:
     addresses = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
-    orders = [permutation(10_000, *address)(np.arange(10_000)) for address in addresses]
+    orders = [whole(permutation(10_000, *address)) for address in addresses]
     for i, one in enumerate(orders):
         for other in orders[:i]:
             assert np.count_nonzero(one == other) < 10  # one in 10,000 by chance
@@ -72,7 +75,7 @@ def test_every_pair_of_places_is_equally_likely(n: int) -> None:
 
 def test_a_long_order_looks_random() -> None:
     n = 100_000
-    order = permutation(n, 0, "order", 0)(np.arange(n))
+    order = whole(permutation(n, 0, "order", 0))
     assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 5 / np.sqrt(n)
     assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 5 / np.sqrt(n)
     ascents = np.count_nonzero(order[1:] > order[:-1])
@@ -99,7 +102,7 @@ def test_dropping_the_tail_keeps_all_whole_rows(shards: Shards) -> None:
     whole, padded = PackedRows(shards, 9, overlap=1), PackedRows(shards, 9, overlap=1, tail=True)
     assert whole.n_rows == (shards.n_tokens - 1) // 8
     for i in range(whole.n_rows):
-        assert np.array_equal(whole[i], padded[i])
+        assert all(np.array_equal(a, b) for a, b in zip(whole[i], padded[i], strict=True))
         assert NO_DOC not in whole[i].doc
     for outside in (-1, whole.n_rows):
         with pytest.raises(IndexError):
@@ -135,7 +138,7 @@ def test_a_document_row_is_one_document_from_its_bos(shards: Shards, raw_len: in
     rows = DocumentRows(shards, raw_len, min_len=4)
     content: dict[int, list[int]] = {}
     for i in range(rows.n_rows):
-        ids, doc = rows[i]
+        ids, doc, _ = rows[i]
         real = doc != NO_DOC
         assert len(ids) == raw_len and ids[0] == BOS and BOS not in ids[1:]
         assert np.all(ids[~real] == PAD) and real.sum() >= 4 and len(set(doc[real])) == 1
@@ -147,8 +150,36 @@ def test_a_document_row_is_one_document_from_its_bos(shards: Shards, raw_len: in
     assert rows.n_skipped == sum(length + 1 < 4 for length in LENGTHS) == len(LENGTHS) - len(content)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shards: PackedRows(shards, 9, overlap=1),
+        lambda shards: PackedRows(shards, 9, overlap=1, tail=True),
+        lambda shards: PackedRows(shards, 7),
+        lambda shards: DocumentRows(shards, 10, min_len=4),
+        lambda shards: DocumentRows(shards, 200, min_len=4),
+    ],
+)
+def test_the_tokens_of_an_epoch_are_those_that_its_rows_add(shards: Shards, make) -> None:
+    rows = make(shards)
+    overlap = 1 if isinstance(rows, PackedRows) and rows[0].ids.size == 9 else 0
+    added = [int((rows[i].doc[overlap:] != NO_DOC).sum()) for i in range(rows.n_rows)]
+    assert sum(added) == rows.n_tokens == pytest.approx(rows.tokens_per_row * rows.n_rows)
+    if rows.n_tokens % rows.n_rows == 0 and len(set(added)) == 1:
+        assert added[0] == rows.tokens_per_row
+    assert [rows[i].number for i in range(rows.n_rows)] == list(range(rows.n_rows))
+
+
+def test_documents_of_two_parts_can_be_told_apart(shards: Shards) -> None:
+    one = DocumentRows(shards, 10, min_len=4)
+    other = DocumentRows(shards, 10, min_len=4, first_document=shards.n_documents)
+    numbers = [{int(rows[i].doc[0]) for i in range(rows.n_rows)} for rows in (one, other)]
+    assert not numbers[0] & numbers[1]
+    assert NO_DOC in other[1].doc  # padding keeps its own
+
+
 def test_documents_that_are_all_too_short_are_refused_with_numbers(shards: Shards) -> None:
-    with pytest.raises(DataError, match=r"none of 8 documents has 150 tokens \(the longest has 101"):
+    with pytest.raises(DataError, match=r"none of 8 documents has the 150 tokens .*the longest has 101"):
         DocumentRows(shards, 200, min_len=150)
 
 
@@ -156,7 +187,8 @@ class Counted:
     """Rows of which only the number matters."""
 
     def __init__(self, n_rows: int) -> None:
-        self.n_rows = n_rows
+        self.n_rows = self.n_tokens = n_rows
+        self.tokens_per_row = 1.0
 
     def __getitem__(self, i: int) -> Row:
         raise AssertionError("the order looks at no row")
@@ -184,6 +216,16 @@ def test_a_mix_has_exact_proportions_in_every_block_and_loses_no_row() -> None:
         assert len(set(reads)) == len(reads) == 4 * counts[part]
         for epoch in range(len(reads) // rows.n_rows):  # every whole epoch reads every row
             assert sorted(row for e, row in reads if e == epoch) == list(range(rows.n_rows))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 2.5, 0.1]])
+def test_what_was_consumed_of_each_part_is_what_the_order_gave(weights: list[float]) -> None:
+    stream = Stream([Counted(37) for _ in weights], weights, seed=5)
+    counts = [0] * len(weights)
+    for rows in range(3000):
+        if rows % 100 == 0 or rows % 1024 < 3:
+            assert stream.consumed(rows) == tuple(counts)
+        counts[stream.locate(rows).part] += 1
 
 
 def test_the_order_is_a_pure_function_of_the_row_number_and_the_seed() -> None:

@@ -43,8 +43,10 @@ class Checkpoints(AfterStep):
         if self.cfg.every is not None and module.progress.step % self.cfg.every == 0:
             self.save(module)
 
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        self.save(module)  # before the last evaluation, which may take long
+
     def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
-        self.save(module)
         self.finish()
 
     def save(self, module: Pretrain) -> None:
@@ -57,6 +59,7 @@ class Checkpoints(AfterStep):
         self._saved = module.progress.step
 
     def finish(self) -> None:
+        """Return when all that was saved is on the disk; raises what made saving fail."""
         if self.saver is not None:
             self.saver.wait()
 

@@ -19,7 +19,8 @@ def describe(row: dict[str, Any], left: float | None) -> str:
     """A row of metrics in a few words; rows of scores have their own names."""
     if "loss" not in row:
         return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
-    text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"
+    loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"  # no step was taken since the row before
+    text = f"loss {loss}  {row['tokens_per_second']:,.0f} tokens/s  MFU {row['mfu']:.1%}"
     return text if left is None else f"{text}  {duration(left)} left"
 
 

@@ -8,7 +8,7 @@ from llmtrain.callbacks.loggers.jsonl import read
 def loss_figure(folder: Path, title: str, *, unit: str) -> None:
     """Write ``figures/loss.png`` and ``.svg``: training loss and held-out scores against raw tokens."""
     rows = read(folder / "metrics.jsonl")
-    train = [row for row in rows if "loss" in row]
+    train = [row for row in rows if row.get("loss") is not None]
     if not train:
         return
     import matplotlib

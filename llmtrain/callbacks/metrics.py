@@ -25,31 +25,29 @@ class Metrics(AfterStep):
     """Every ``every`` steps and at the last, a row to each sink: means over the steps since the row before."""
 
     def __init__(self, sinks: Sequence[Sink], work: Work, *, every: int, horizon: int):
-        self.sinks, self.work, self.every, self.horizon = sinks, work, every, horizon
-        self._rows_before: int | None = None
+        self.sinks, self.work, self.every, self.horizon = list(sinks), work, every, horizon
+        self._before = (0, 0.0)  # rows and seconds at the row before
 
     def on_train_start(self, trainer: lightning.Trainer, module: Pretrain) -> None:
-        self._rows_before = module.progress.rows
+        self._before = (module.progress.rows, module.progress.seconds)
 
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         progress = module.progress
         if progress.step % self.every and progress.step != self.horizon:
             return
-        assert self._rows_before is not None, "training has started"
         sums = torch.stack((progress.nats, progress.counts))
         if dist.is_initialized():
             dist.all_reduce(sums)
         nats, counts = sums.tolist()
-        seconds = module.clock.lap()
-        progress.seconds += seconds
-        rows, self._rows_before = progress.rows - self._rows_before, progress.rows
+        rows, seconds = progress.rows - self._before[0], progress.seconds - self._before[1]
+        self._before = (progress.rows, progress.seconds)
         report = module.optimizer.last
         self.write(
             {
                 "step": progress.step,
                 "tokens": progress.rows * self.work.tokens_per_row,
                 "flops": progress.rows * self.work.flops_per_row.model,
-                "loss": nats / counts if counts else float("nan"),
+                "loss": nats / counts if counts else None,
                 "lr": report.lr,
                 "grad_norm": report.grad_norm,
                 "updated": report.updated,

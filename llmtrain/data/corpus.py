@@ -2,7 +2,7 @@
 
 import math
 
-from llmtrain.config import config
+from llmtrain.config import config, free
 from llmtrain.data.sources.base import Source
 from llmtrain.errors import ConfigError
 
@@ -26,9 +26,9 @@ class Corpus:
     deduplicate: bool = True  # drop exact copies of a document
     max_bytes: int | None = None  # read no more than this of the source
     isolate_documents: bool = True  # no attention from one document of a row to another
-    cache: str = "cache"  # folder of prepared corpora
-    workers: int | None = None  # processes that tokenize; None = one a core
-    loader_workers: int = 0  # processes that read rows while training
+    cache: str = free("cache")  # folder of prepared corpora
+    workers: int | None = free(None)  # processes that tokenize; None = one a core
+    loader_workers: int = free(0)  # processes that read rows while training
 
     def __post_init__(self) -> None:
         at_least = {
@@ -67,9 +67,9 @@ class Mix:
     components: dict[str, Corpus]
     weights: dict[str, float]  # by component; scaled to sum to 1
     isolate_documents: bool = True
-    cache: str = "cache"
-    workers: int | None = None
-    loader_workers: int = 0
+    cache: str = free("cache")
+    workers: int | None = free(None)
+    loader_workers: int = free(0)
 
     def __post_init__(self) -> None:
         if not self.components:

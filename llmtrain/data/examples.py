@@ -1,5 +1,6 @@
 """The run's rows as examples, addressed by their number: what a DataLoader's workers make."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,8 +32,10 @@ class Examples(Dataset):
 
     def __getitem__(self, k: int) -> Any:
         part, epoch, row = self.stream.locate(k)
-        rng = philox.generator(self.seed, f"example {part}", epoch, row)
-        return self.maker.example(self.parts[part][row], self.vocab, seq_len=self.seq_len, rng=rng)
+        # by name, as the order: a part's corruption stays when another joins the mix
+        rng = philox.generator(self.seed, f"example of {self.stream.names[part]}", epoch, row)
+        numbered = self.parts[part][row]._replace(number=k)
+        return self.maker.example(numbered, self.vocab, seq_len=self.seq_len, rng=rng)
 
 
 class RankRows(Sampler[int]):
@@ -59,5 +62,15 @@ def loader(examples: Examples, rows: RankRows, *, workers: int) -> DataLoader:
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_signals_to_the_trainer,
         generator=torch.Generator(),  # its own: a new start must not draw from the one that the run saves
     )
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Ignore, in a loader's worker, what stops a run: the training process ends its step first, then its workers.
+
+    Ctrl-C and a scheduler's signal reach the whole process group, and a worker that ends at once fails the step.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,10 +1,8 @@
 """The order of an epoch as a pure function: a random permutation that is never stored."""
 
 from functools import lru_cache
-from typing import Any, overload
 
 import numpy as np
-from jaxtyping import Int64
 
 from llmtrain.philox import generator
 
@@ -19,7 +17,7 @@ class Permutation:
 
     A Feistel network permutes a power of two, whatever its round function (Luby and Rackoff 1988); a value that falls
     outside range(n) is put through it again until it falls inside (Black and Rogaway 2002): fewer than two passes on
-    average, but for tiny n. Takes an index or an array of indices.
+    average, but for tiny n.
     """
 
     def __init__(self, n: int, keys: list[int]) -> None:
@@ -31,13 +29,7 @@ class Permutation:
         high = (1 << (bits - self._low_bits)) - 1
         self._rounds = [(key, self._low if k % 2 else high) for k, key in enumerate(keys)]
 
-    @overload
-    def __call__(self, i: int) -> int: ...
-    @overload
-    def __call__(self, i: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]: ...
-    def __call__(self, i: int | Int64[np.ndarray, " N"]) -> int | Int64[np.ndarray, " N"]:
-        if isinstance(i, np.ndarray):
-            return self._many(i)
+    def __call__(self, i: int) -> int:
         if not 0 <= i < self.n:
             raise IndexError(f"{i} is not in range({self.n})")
         i = self._pass(i)
@@ -45,16 +37,7 @@ class Permutation:
             i = self._pass(i)
         return i
 
-    def _many(self, i: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-        if i.size and not (i.min() >= 0 and i.max() < self.n):
-            raise IndexError(f"indices from {i.min()} to {i.max()} are not in range({self.n})")
-        values = self._pass(i.astype(np.uint64))
-        while (outside := np.flatnonzero(values >= self.n)).size:
-            values[outside] = self._pass(values[outside])
-        return values.astype(np.int64)
-
-    def _pass(self, i: Any) -> Any:
-        """The network, on an int or on uint64, where products wrap at 2^64 anyway."""
+    def _pass(self, i: int) -> int:
         one, other = i >> self._low_bits, i & self._low
         for key, mask in self._rounds:
             x = (other ^ key) * _MULTIPLIER & _MASK64

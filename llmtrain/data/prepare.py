@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _SIDES = ("train", "validation")
 _FORMAT = 1  # of the rules: a change of what they yield makes every corpus anew
 
-Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all (0: not known)
+Progress = Callable[[str, int, int | None], None]  # stage, bytes done, bytes in all (None: not known)
 
 
 class Part(NamedTuple):
@@ -162,7 +162,7 @@ class _Making:
         (folder / "counts.json").write_text(json.dumps(counts, ensure_ascii=False))
 
     def _split(self, name: str, corpus: Corpus, folder: Path) -> None:
-        self._progress("split", 0, 0)
+        self._progress("split", 0, None)
         with Spool(self._work(name) / "documents") as spool:
             duplicate = np.broadcast_to(False, len(spool.index))
             if corpus.deduplicate:
@@ -180,7 +180,7 @@ class _Making:
                     spooled[name] = spool, open_index(self._work(name) / "split" / "train")
                 yield from training_text(spooled, self._shares)
 
-        self._progress("tokenizer", 0, 0)
+        self._progress("tokenizer", 0, None)
         config.build(texts, folder)
 
     def _tokenize(self, name: str, side: str, workers: int | None) -> None:
@@ -233,7 +233,7 @@ def _slowed(progress: Progress | None) -> Progress:
     """``progress``, but at most about ten times a second, and at each new stage."""
     last_stage, last_time = "", 0.0
 
-    def slow(stage: str, done: int, total: int) -> None:
+    def slow(stage: str, done: int, total: int | None) -> None:
         nonlocal last_stage, last_time
         now = time.monotonic()
         if progress and (stage != last_stage or now - last_time > 0.1):

@@ -1,7 +1,6 @@
 """Rows of raw tokens: how shards are cut into them, and in which order a run reads them."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -18,7 +17,16 @@ class Rows(Protocol):
     @property
     def n_rows(self) -> int: ...
 
-    def __getitem__(self, i: int) -> Row: ...
+    @property
+    def n_tokens(self) -> int:
+        """Raw tokens of one epoch: neither padding nor what a row shares with the one before it."""
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Of them, how many a row adds: ``n_tokens / n_rows``, exact for each where all rows are full."""
+
+    def __getitem__(self, i: int) -> Row:
+        """Row i, which is its ``number`` too."""
 
 
 class PackedRows:
@@ -44,6 +52,8 @@ class PackedRows:
                 f"{shards.folder}: {shards.n_tokens} tokens are fewer than one row of {raw_len}; "
                 "give more text or set a smaller seq_len"
             )
+        self.n_tokens = beyond if tail else self.n_rows * self._stride
+        self.tokens_per_row = self.n_tokens / self.n_rows
 
     def __getitem__(self, i: int) -> Row:
         if not 0 <= i < self.n_rows:
@@ -55,34 +65,40 @@ class PackedRows:
             doc -= doc[0]
         else:
             doc = np.zeros(len(ids), dtype=np.int64)
-        return _padded(ids, doc, self._raw_len)
+        return _padded(ids, doc, self._raw_len, i)
 
 
 class DocumentRows:
     """One document a row, for objectives that compare documents: BOS, then up to ``raw_len - 1`` of its tokens.
 
     A longer document gives several rows, one after another; what would be shorter than ``min_len`` tokens, BOS
-    included, gives none. ``doc`` is the number of the document in its shards, so rows of one document can be told.
-    Raises ``DataError`` where no document is long enough.
+    included, gives none. ``doc`` is the number of the document in its shards, counted from ``first_document``, so rows
+    of one document can be told, and the parts of a mix apart. Raises ``DataError`` where no document is long enough.
     """
 
-    def __init__(self, shards: Shards, raw_len: int, *, min_len: int = 32) -> None:
+    def __init__(
+        self, shards: Shards, raw_len: int, *, min_len: int = 32, first_document: int = 0
+    ) -> None:
         min_len = min(min_len, raw_len)  # a document that fills a row is never short
         assert min_len >= 2
         self._tokens = shards.tokens
         self._offsets = shards.offsets
         self._raw_len = raw_len
+        self._first_document = first_document
         n_tokens = np.diff(shards.offsets) - 1  # without BOS
         whole, rest = np.divmod(n_tokens, raw_len - 1)
-        n_windows = whole + (rest + 1 >= min_len)
+        partial = rest + 1 >= min_len
+        n_windows = whole + partial
         self.n_skipped = int(np.count_nonzero(n_windows == 0))  # documents that are too short
         self._ends = np.cumsum(n_windows)
         self.n_rows = int(self._ends[-1])
         if self.n_rows < 1:
             raise DataError(
-                f"{shards.folder}: none of {len(n_tokens)} documents has {min_len} tokens (the longest has "
-                f"{int(n_tokens.max()) + 1}); give longer documents or a smaller min_len"
+                f"{shards.folder}: none of {len(n_tokens)} documents has the {min_len} tokens that a row of one "
+                f"document needs (the longest has {int(n_tokens.max()) + 1}); give longer documents"
             )
+        self.n_tokens = int(whole.sum()) * raw_len + int((rest + 1)[partial].sum())
+        self.tokens_per_row = self.n_tokens / self.n_rows
 
     def __getitem__(self, i: int) -> Row:
         if not 0 <= i < self.n_rows:
@@ -95,14 +111,15 @@ class DocumentRows:
         ids = np.empty(1 + end - start, dtype=np.int64)
         ids[0] = BOS
         ids[1:] = self._tokens[start:end]
-        return _padded(ids, np.full(len(ids), number, dtype=np.int64), self._raw_len)
+        doc = np.full(len(ids), self._first_document + number, dtype=np.int64)
+        return _padded(ids, doc, self._raw_len, i)
 
 
-def _padded(ids: np.ndarray, doc: np.ndarray, raw_len: int) -> Row:
-    short = raw_len - len(ids)
-    if not short:
-        return Row(ids, doc)
-    return Row(np.pad(ids, (0, short), constant_values=PAD), np.pad(doc, (0, short), constant_values=NO_DOC))
+def _padded(ids: np.ndarray, doc: np.ndarray, raw_len: int, number: int) -> Row:
+    if short := raw_len - len(ids):
+        ids = np.pad(ids, (0, short), constant_values=PAD)
+        doc = np.pad(doc, (0, short), constant_values=NO_DOC)
+    return Row(ids, doc, number)
 
 
 class Address(NamedTuple):
@@ -127,34 +144,41 @@ class Stream:
         self, parts: Sequence[Rows], weights: Sequence[float], seed: int, *, names: Sequence[str] = ()
     ) -> None:
         assert parts and len(parts) == len(weights)
-        self._names = tuple(names) or tuple(str(part) for part in range(len(parts)))
-        assert len(self._names) == len(set(self._names)) == len(parts)
+        self.names = tuple(names) or tuple(str(part) for part in range(len(parts)))
+        assert len(self.names) == len(set(self.names)) == len(parts)
         self._n_rows = tuple(part.n_rows for part in parts)
         self._seed = seed
         self._block = self._BLOCK if len(parts) > 1 else 1
         self._counts = apportion(weights, self._block)
         self._starts = (0, *accumulate(self._counts))
-        for name, count in zip(self._names, self._counts, strict=True):
+        for name, count in zip(self.names, self._counts, strict=True):
             if count == 0:
                 raise ConfigError(
                     f"the weight of '{name}' is less than 1/{self._block} of the mix; raise it or leave the source out"
                 )
 
-    @cached_property
-    def shares(self) -> tuple[float, ...]:
-        """The share of rows that each part gets, exactly."""
-        return tuple(count / self._block for count in self._counts)
-
     def locate(self, k: int) -> Address:
         """The address of row ``k``, counted from the start of the run over all ranks."""
+        part, index = self._place(k)
+        epoch, index = divmod(index, self._n_rows[part])
+        order = permutation(self._n_rows[part], self._seed, f"order of {self.names[part]}", epoch)
+        return Address(part, epoch, order(index))
+
+    def consumed(self, rows: int) -> tuple[int, ...]:
+        """How many of the first ``rows`` rows of the run come from each part."""
+        whole = rows - rows % self._block
+        counts = [whole // self._block * count for count in self._counts]
+        for k in range(whole, rows):
+            counts[self._place(k)[0]] += 1
+        return tuple(counts)
+
+    def _place(self, k: int) -> tuple[int, int]:
+        """The part that row ``k`` comes from, and its index in the part's own order over all epochs."""
         block, slot = divmod(k, self._block)
         if self._block > 1:
             slot = permutation(self._block, self._seed, "mix", block)(slot)
         part = next(p for p, end in enumerate(self._starts[1:]) if slot < end)
-        index = block * self._counts[part] + slot - self._starts[part]
-        epoch, index = divmod(index, self._n_rows[part])
-        order = permutation(self._n_rows[part], self._seed, f"order of {self._names[part]}", epoch)
-        return Address(part, epoch, order(index))
+        return part, block * self._counts[part] + slot - self._starts[part]
 
 
 def apportion(weights: Sequence[float], n: int) -> tuple[int, ...]:

@@ -49,10 +49,12 @@ class Spool:
         return self._text.read(int(record["bytes"]))
 
 
-def spool_documents(corpus: Corpus, folder: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def spool_documents(
+    corpus: Corpus, folder: Path, progress: Callable[[int, int | None], None]
+) -> dict[str, Any]:
     """Write the documents of a corpus, up to its ``max_bytes``, as ``text`` and ``index`` into ``folder``.
 
-    ``progress`` gets the bytes done and in all (0: not known). Returns counts for the report.
+    ``progress`` gets the bytes done and in all (None: not known). Returns counts for the report.
     Raises DataError where nothing is left of the source.
     """
     tally, source, n_bytes, n_documents = Tally(), corpus.source, 0, 0
@@ -66,7 +68,7 @@ def spool_documents(corpus: Corpus, folder: Path, progress: Callable[[int, int],
             index.add(n_bytes, len(raw), n_documents, _SIDES[source.held_out(document)], *hash_halves(raw))
             n_bytes += len(raw)
             n_documents += 1
-            progress(n_bytes, corpus.max_bytes or 0)
+            progress(n_bytes, corpus.max_bytes)
             if corpus.max_bytes is not None and n_bytes + 4 > corpus.max_bytes:
                 break
     if n_documents == 0:

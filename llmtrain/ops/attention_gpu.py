@@ -54,6 +54,7 @@ def _varlen(
     y = _flash_attn_varlen()(
         flat_q, flat_k, flat_v, q_at, k_at, longest(q_at), longest(k_at),
         causal=causal, window_size=(ahead, 0 if causal else ahead),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
     out[q_kept] = y
     return out.transpose(1, 2)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -35,8 +35,6 @@ _KINDS = {
 
 @config
 class TokenizerConfig(ABC):
-    needs_text: ClassVar[bool]  # whether ``build`` trains on text
-
     n_sentinels: int = 256  # ids for the spans that denoising removes; 0 where no objective needs them
 
     def __post_init__(self) -> None:

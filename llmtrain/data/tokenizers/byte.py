@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -12,8 +11,6 @@ from llmtrain.data.tokenizers.base import Tokenizer, TokenizerConfig, save_token
 
 @config
 class Bytes(TokenizerConfig):
-    needs_text: ClassVar[bool] = False
-
     def build(self, texts: Callable[[], Iterator[str]], folder: Path) -> Tokenizer:
         return save_tokenizer(folder, "bytes", n_reserved=self.n_reserved, content=b"", options={})
 

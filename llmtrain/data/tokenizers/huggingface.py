@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -19,8 +19,6 @@ class HuggingFace(TokenizerConfig):
 
     Its special tokens are kept and never used: text that spells one is encoded as ordinary text.
     """
-
-    needs_text: ClassVar[bool] = False
 
     file: str
 

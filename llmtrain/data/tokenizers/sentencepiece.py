@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import xxhash
@@ -35,8 +35,6 @@ class SentencePiece(TokenizerConfig):
     With byte fallback and identity normalisation, decode(encode(text)) == text for all text, and the bytes of
     the tokens sum to those of the text. Documents are read in their order until ``max_training_bytes``.
     """
-
-    needs_text: ClassVar[bool] = True
 
     model_type: Literal["bpe", "unigram"] = "bpe"
     vocab_size: int = 8192  # all ids, reserved and byte ids included
@@ -136,8 +134,6 @@ class SentencePieceModel(TokenizerConfig):
     Its own control ids are kept and never used, and its <unk> stays its own. What it loses (a leading space with
     its dummy prefix, a literal U+2581, what it normalises) stays lost.
     """
-
-    needs_text: ClassVar[bool] = False
 
     file: str
 

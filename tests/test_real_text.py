@@ -1,0 +1,117 @@
+"""On real text a model learns more than which tokens are frequent, and what it says of bytes holds for the text."""
+
+import json
+import lzma
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmtrain
+from llmtrain.compose import run_from
+from llmtrain.data.prepare import Prepared, prepare
+from llmtrain.data.shards import Shards
+from llmtrain.pretrain import train
+from llmtrain.record import RunRecord
+from llmtrain.run import Run
+from llmtrain.types import BOS
+from runs import SHARED
+
+JAPANESE = SHARED / "corpora" / "aozora_ja.jsonl.xz"
+SMALL = (
+    "size=d1", "seq_len=128", "batch_rows=8", "tokenizer.n_sentinels=0", "tokenizer.vocab_size=2048", "optim=muon",
+    "trainer.precision=fp32", "trainer.threads=1", "data.workers=1", "eval.samples=2", "data.max_bytes=1500000",
+    "data.validation_min_bytes=20000", "data.validation_fraction=0.01",
+)  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=["python", "japanese"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(run, its data, its record)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    words = [*SMALL, f"runs={folder}", f"data.cache={folder / 'cache'}", "name=a"]
+    if request.param == "japanese":
+        if not JAPANESE.exists():
+            pytest.skip(f"{JAPANESE} is not here")
+        words += ["experiment=clm_dense_ja", f"data.source.paths=[{JAPANESE}]", "steps=150"]
+    else:
+        words += ["experiment=quickstart", "steps=150"]
+    run = run_from(words)
+    record = train(run)
+    assert record is not None
+    return run, prepare(run.data, run.tokenizer), record
+
+
+def entropy(shards: Shards, vocab_size: int) -> float:
+    """Nats a token of the best model that knows nothing but how frequent each token is in these very shards."""
+    counts = np.bincount(np.asarray(shards.tokens[:], dtype=np.int64), minlength=vocab_size)
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def test_a_short_run_beats_the_entropy_of_single_tokens(trained: tuple[Run, Prepared, RunRecord]) -> None:
+    _, prepared, record = trained
+    unigram = entropy(prepared.validation["corpus"], prepared.vocab.size)
+    assert record.score.value < unigram - 0.5
+    assert record.score.se < 0.2
+
+
+def test_bits_per_byte_are_those_of_the_raw_text(trained: tuple[Run, Prepared, RunRecord]) -> None:
+    run, prepared, record = trained
+    shards = prepared.validation["corpus"]
+    text = prepared.tokenizer.decode(shards.tokens[:].astype(np.int64).tolist())
+    assert len(text.encode()) == shards.n_bytes
+    assert record.score.n == shards.n_tokens - 1
+    bits = record.score.value * record.score.n / (math.log(2) * shards.n_bytes)
+    assert record.bits_per_byte == pytest.approx(bits)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["validation/bits_per_byte"] == record.bits_per_byte
+
+
+def test_samples_are_text(trained: tuple[Run, Prepared, RunRecord]) -> None:
+    run, _, _ = trained
+    text = (run.folder / "samples.md").read_bytes().decode("utf-8")  # refuses what is no UTF-8
+    assert text.count("Given:") == text.count("Made:") == 2
+    assert text.count("\N{REPLACEMENT CHARACTER}") < 0.05 * len(text)
+
+
+def test_the_tokenizer_of_a_run_loses_nothing(trained: tuple[Run, Prepared, RunRecord]) -> None:
+    run, prepared, _ = trained
+    tokenizer = llmtrain.load(run.folder).tokenizer
+    tokens = prepared.validation["corpus"].tokens[:].astype(np.int64)
+    starts = np.flatnonzero(tokens == BOS)
+    document = tokenizer.decode(tokens[: starts[1] if len(starts) > 1 else None].tolist())
+    for text in (
+        document,
+        "def f():\n\treturn  '  🙂 日本語 \u3000'\r\n",
+        "<s> </s> <unk> <mask>",
+        "改行\n\n　全角",
+    ):
+        assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
+
+
+def test_the_text_is_the_text_of_the_files(tmp_path: Path) -> None:
+    """Japanese in, the same Japanese out: the shards decode to what the lines of the corpus say."""
+    if not JAPANESE.exists():
+        pytest.skip(f"{JAPANESE} is not here")
+    with lzma.open(JAPANESE, "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for _, line in zip(range(5), lines, strict=False)]
+    own = tmp_path / "five.jsonl"
+    own.write_text("".join(json.dumps({"text": t[:20_000]}) + "\n" for t in texts), encoding="utf-8")
+    run = run_from(
+        [
+            "experiment=clm_dense_ja", f"data.source.paths=[{own}]", f"data.cache={tmp_path / 'cache'}", "tokenizer=bytes",
+            "data.workers=1", "data.section_bytes=1000000", "data.validation_min_bytes=0", "data.validation_fraction=0.1",
+        ]
+    )  # fmt: skip
+    prepared = prepare(run.data, run.tokenizer)
+    kept = ""
+    for shards in (prepared.train[0].shards, *prepared.validation.values()):
+        kept += prepared.tokenizer.decode(shards.tokens[:].astype(np.int64).tolist())
+    for text in texts:
+        pieces = [line for line in text[:20_000].splitlines() if len(line) > 30][:20]
+        assert all(piece in kept for piece in pieces)
