@@ -1,16 +1,21 @@
 """Sizes and FLOPs of a model before there is one: built on the meta device, counted by the modules themselves."""
 
+import dataclasses
 import functools
-import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from llmtrain.errors import ConfigError
 from llmtrain.nn.base import Extent, Flops, MLPModule
 from llmtrain.nn.model import Model, ModelConfig
 from llmtrain.objectives.base import Objective
 from llmtrain.types import Visibility
+
+_MISS = 0.15  # of a number of parameters that was asked for, at most
+_WIDEST_STEP = 4096  # a head width, or a multiple of one, is less
 
 
 class Size(NamedTuple):
@@ -69,20 +74,45 @@ def solve_width(cfg: ModelConfig, objective: Objective, vocab_size: int, *, n: f
     """The width, a multiple of ``step``, whose parameters outside the input embedding are nearest to ``n``.
 
     A head tied to the embedding counts, once. Depth stays: it changes the loss at equal size, width hardly does.
+    Widths that the layers cannot have (which are no multiple of the head width) are passed over. Raises ConfigError,
+    naming the nearest sizes and widths, where none comes within 15% of ``n``, and what the layers say where they have
+    no width at all.
     """
 
+    @functools.cache
     def count(width: int) -> int:
-        cfg_at = ModelConfig(**{**vars(cfg), "d_model": width})
-        found = size(cfg_at, objective, vocab_size)
+        found = size(dataclasses.replace(cfg, d_model=width), objective, vocab_size)
         return found.non_embedding + (found.embedding if found.head == 0 else 0)
 
+    step = _least_width(count, step)  # the others are its multiples
     low = high = step
     while count(high) < n:
         low, high = high, 2 * high
     while high - low > step:
         middle = (low + high) // (2 * step) * step
         low, high = (middle, high) if count(middle) < n else (low, middle)
-    return min((low, high), key=lambda width: abs(count(width) - n))
+    nearest = min((low, high), key=lambda width: abs(count(width) - n))
+    if abs(count(nearest) - n) > _MISS * n:
+        reachable = " and ".join(f"{count(w):,} (d_model={w})" for w in sorted({low, high}))
+        raise ConfigError(
+            f"size.n={n:,.0f} cannot be met at {cfg.n_layers} layers and a vocabulary of {vocab_size:,}: widths go in "
+            f"steps of {step}, and the nearest sizes are {reachable}; give one of them, or a smaller head_dim or "
+            "vocabulary"
+        )
+    return nearest
+
+
+def _least_width(count: Callable[[int], int], step: int) -> int:
+    """The least multiple of ``step`` that the layers can have; where there is none, what they say to the last."""
+    width = step
+    while True:
+        try:
+            count(width)
+            return width
+        except ValueError:  # as a layer refuses a width
+            if width >= _WIDEST_STEP:
+                raise
+            width += step
 
 
 # Dense peaks by vendor's data sheet, FLOP/s without sparsity.
@@ -109,7 +139,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, *, n: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of an n-cubed matrix product: the median of ``repeats``, after one that is not counted.
+    """FLOP/s of an n-cubed matrix product: the best of ``repeats``, after one that is not counted.
 
     Where the machine has no fast product of that type, as a CPU without bfloat16, a smaller one that is
     done in a fraction of a second stands for it.
@@ -120,7 +150,7 @@ def measured_flops(device: torch.device, dtype: torch.dtype, *, n: int = 2048, r
     while m < n and 8 * timed_product(a[:m, :m], b[:m, :m]) < 0.25:
         m = min(n, 2 * m)
     _, *seconds = (timed_product(a[:m, :m], b[:m, :m]) for _ in range(repeats + 1))
-    return 2 * m**3 / statistics.median(seconds)
+    return 2 * m**3 / min(seconds)
 
 
 def timed_product(a: torch.Tensor, b: torch.Tensor) -> float:

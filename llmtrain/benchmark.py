@@ -1,5 +1,6 @@
 """A training step taken apart by the clock, in turn with the matrix product that it is measured against."""
 
+import importlib.util
 import statistics
 import time
 from collections import defaultdict
@@ -15,6 +16,7 @@ from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.loggers.base import Sink
 from llmtrain.callbacks.metrics import Metrics, Work
 from llmtrain.data.examples import RankRows, loader
+from llmtrain.errors import ConfigError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.ops import backend
 from llmtrain.outcome import peak_memory
@@ -52,6 +54,9 @@ def bench(setup: Setup, *, steps: int, baseline: Callable[[], nn.Module] | None 
     model with the calling convention of Hugging Face (``input_ids``, ``labels``) and is stepped in turn with ours.
     """
     run = setup.run
+    if run.trainer.world > 1:
+        raise ConfigError("a benchmark is of one process: leave trainer.devices and trainer.nodes at 1")
+    run.trainer.configure()
     accumulate, micro_rows = split_batch(run)
     device = torch.device("cuda" if run.trainer.on_gpu else "cpu")
     times = Times(device)
@@ -62,7 +67,7 @@ def bench(setup: Setup, *, steps: int, baseline: Callable[[], nn.Module] | None 
     trainer = run.trainer.lightning(accumulate=accumulate, callbacks=[metrics, between])
     module = TimedPretrain(
         setup.task,
-        optimizer=lambda task: run.optim.build(task, run.schedule, WARMUP + steps),
+        optimizer=lambda task: run.optim.build(task, run.schedule, setup.horizon),
         batch_rows=run.batch_rows,
         progress=Progress(),
     )
@@ -231,6 +236,8 @@ class Rival:
 
 def llama(setup: Setup) -> nn.Module:
     """``transformers``' Llama of the run's shape, with weights of its own. Needs the extra ``export``."""
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError("against=llama needs transformers: pip install 'llmtrain[export]'")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     cfg = setup.run.sized(setup.prepared.vocab.size)

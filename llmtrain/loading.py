@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from llmtrain.checkpoint import find, load, newest, specs
 from llmtrain.compose import instantiate
 from llmtrain.data.tokenizers.base import Tokenizer, load_tokenizer
@@ -18,7 +20,6 @@ class Loaded(NamedTuple):
     model: Model
     objective: Objective
     tokenizer: Tokenizer
-    step: int
 
 
 def load_run(run: str | Path, *, step: int | None = None) -> Loaded:
@@ -27,7 +28,9 @@ def load_run(run: str | Path, *, step: int | None = None) -> Loaded:
     ``run`` is a folder, or a name under runs/. The run may be going on: nothing in its folder is changed. Where it kept
     an average of the weights, that is what is loaded. Raises ConfigError where there is no such run or checkpoint.
     """
-    folder = Path(run) if Path(run).exists() or len(Path(run).parts) > 1 else Path("runs") / run
+    folder = (
+        Path(run) if len(Path(run).parts) > 1 or (Path(run) / "config.yaml").exists() else Path("runs") / run
+    )
     config = instantiate(read_config(folder))
     path = newest(folder) if step is None else find(folder, step=step)
     if path is None:
@@ -38,6 +41,7 @@ def load_run(run: str | Path, *, step: int | None = None) -> Loaded:
     task = Task(
         config.objective.build(config.sized(tokenizer.vocab_size), tokenizer.vocab_size), config.objective
     )
+    task.to(torch.float64 if config.trainer.precision == "fp64" else torch.float32)
     state = load(path, expect=specs({"model": task.state_dict()}))
     weights = state.tensors["model"]
     if config.optim.ema is not None:
@@ -45,4 +49,4 @@ def load_run(run: str | Path, *, step: int | None = None) -> Loaded:
         weights |= {name.removeprefix("ema."): t for name, t in average.items() if name.startswith("ema.")}
     task.load_state_dict(weights)
     task.eval()
-    return Loaded(config, task.model, config.objective, tokenizer, int(state.values["step"]))
+    return Loaded(config, task.model, config.objective, tokenizer)

@@ -202,7 +202,7 @@ def work_of(setup: Setup) -> Work:
 def open_sinks(setup: Setup, step: int) -> list[Sink]:
     folder = setup.run.folder
     sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", from_step=step)]
-    sinks += setup.run.logger.open(folder, to_plain(setup.run))
+    sinks += setup.run.logger.open(folder, to_plain(setup.run), step=step)
     return [*sinks, display(setup.horizon, step)]
 
 

@@ -33,15 +33,21 @@ def measure(words: list[str]) -> None:
 
     own = dict(word.split("=", 1) for word in words if word.partition("=")[0] in OWN)
     overrides = [word for word in words if word.partition("=")[0] not in OWN]
-    if not own.get("repeats", "20").isdecimal() or own.get("against", "llama") != "llama":
-        raise ConfigError("repeats= takes a whole number, and against= takes llama")
+    repeats = own.get("repeats", "20")
+    if not repeats.isdecimal() or repeats == "0":
+        raise ConfigError(f"repeats={repeats}: give a whole number of steps, at least 1")
+    if own.get("against", "llama") != "llama":
+        raise ConfigError(f"against={own['against']}: there is only against=llama")
+    file = Path(own["json"]) if "json" in own else None
+    if file and not file.parent.is_dir():  # before the measuring, not after
+        raise ConfigError(f"json={file}: there is no folder {file.parent}")
     run = run_from(overrides)
     setup = set_up(run, prepare(run.data, run.tokenizer))
     baseline = (lambda: llama(setup)) if "against" in own else None
-    found = bench(setup, steps=int(own.get("repeats", "20")), baseline=baseline)
+    found = bench(setup, steps=int(repeats), baseline=baseline)
     print(table(found))
-    if "json" in own:
-        Path(own["json"]).write_text(json.dumps(found.plain(), indent=2) + "\n", encoding="utf-8")
+    if file:
+        file.write_text(json.dumps(found.plain(), indent=2) + "\n", encoding="utf-8")
 
 
 def table(found: "Benchmark") -> str:

@@ -24,19 +24,26 @@ def main() -> int:
 
 
 def sample(args: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
     import llmtrain
     from llmtrain import philox
     from llmtrain.errors import ConfigError
     from llmtrain.nn.generate import Sampling, generate
     from llmtrain.types import BOS, Visibility
 
+    if args.tokens < 0:
+        raise ConfigError(f"--tokens {args.tokens}: must not be negative")
+    try:
+        sampling = Sampling(temperature=args.temperature, top_p=args.top_p)
+    except ValidationError as error:
+        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     loaded = llmtrain.load(args.run, step=args.step)
     if loaded.objective.sees is not Visibility.CAUSAL or loaded.objective.encoder:
         raise ConfigError(
             f"{args.run} was trained with {type(loaded.objective).__name__}, which does not continue text"
         )
     ids = [BOS, *loaded.tokenizer.encode(args.prompt).tolist()]
-    sampling = Sampling(temperature=args.temperature, top_p=args.top_p)
     rng = philox.generator(args.seed, "generate")
     n_reserved = loaded.tokenizer.n_reserved
     made = generate(

@@ -46,7 +46,7 @@ class Translation(CausalLM):
     def loss(self, model: Model, batch: Translated) -> Loss:
         h = model(batch.target, batch.source).h
         out = linear_cross_entropy(h.flatten(0, 1), model.head.weight, batch.targets.flatten())
-        return Loss(out.total, out.nats, out.nats, {})
+        return Loss(out.total, out.nats, out.nats, ())
 
 
 def translation_batch(rows: int) -> Translated:

@@ -208,7 +208,7 @@ def test_the_same_seed_is_the_same_text(home: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nobody"], "nobody is no run"),
+        (["nobody"], "nobody"),
         (["RUN", "--step", "7"], "no checkpoint of step 7"),
         (["RUN", "--temperature", "-1"], "temperature must not be negative"),
         (["RUN", "--top-p", "2"], "top_p must be in"),

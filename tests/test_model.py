@@ -1,10 +1,14 @@
 """A model is a pure function of (config, seed), and step by step it is the same function as all at once."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from llmtrain.accounting import meta_model, size, size_of, solve_width
+from llmtrain.errors import ConfigError
 from llmtrain.nn.init import initialise
 from llmtrain.nn.mixers.attention import Attention
 from llmtrain.nn.mixers.cross import CrossAttention
@@ -236,10 +240,11 @@ def test_the_size_of_a_small_model_by_hand():
 
 
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("step", [8, 32])
-@pytest.mark.parametrize("n", [1.0, 3e3, 1e5, 2.5e6])
-def test_the_width_that_is_solved_for_is_the_nearest(n, step, tie):
-    layer = Layer(mixer=Attention(head_dim=8), mlp=GELU())
+@pytest.mark.parametrize(
+    ("head_dim", "step", "n"), [(8, 8, 6e3), (8, 8, 1e5), (8, 32, 2.5e6), (24, 8, 2.5e6)]
+)
+def test_the_width_that_is_solved_for_is_the_nearest(n, step, head_dim, tie):
+    layer = Layer(mixer=Attention(head_dim=head_dim), mlp=GELU())
     cfg = ModelConfig(n_layers=4, layers=(layer,), tie_embeddings=tie)
 
     def off(width: int) -> float:
@@ -247,9 +252,30 @@ def test_the_width_that_is_solved_for_is_the_nearest(n, step, tie):
         return abs(found.non_embedding + (found.embedding if tie else 0) - n)
 
     width = solve_width(cfg, CLM, 300, n=n, step=step)
+    step = math.lcm(step, head_dim)
     assert width % step == 0 and width >= step
     assert off(width) <= off(width + step)
     assert width == step or off(width) <= off(width - step)
+
+
+def test_a_size_that_no_width_comes_near_is_refused_with_the_nearest():
+    cfg = ModelConfig(n_layers=4, layers=(Layer(mixer=Attention(head_dim=64), mlp=SwiGLU()),))
+    least, next_one = (
+        size(dataclasses.replace(cfg, d_model=d), CLM, 8192).total for d in (64, 128)
+    )  # tied: the table is the head
+    says = rf"n=300,000 .* steps of 64, .*sizes are {least:,} \(d_model=64\); .*smaller head_dim"
+    with pytest.raises(ConfigError, match=says):
+        solve_width(cfg, CLM, 8192, n=300e3, step=8)
+    between = (least + next_one) / 2
+    with pytest.raises(ConfigError, match=rf"{least:,} \(d_model=64\) and {next_one:,} \(d_model=128\)"):
+        solve_width(cfg, CLM, 8192, n=between, step=8)
+    assert solve_width(cfg, CLM, 8192, n=1.1 * least, step=8) == 64
+
+
+def test_layers_that_no_width_can_have_say_so_in_their_own_words():
+    layers = (Layer(mixer=Attention(head_dim=8)), Layer(mixer=Attention(head_dim=2 * 4099)))
+    with pytest.raises(ValueError, match="is no multiple of head_dim=8198"):
+        solve_width(ModelConfig(n_layers=2, layers=layers), CLM, 300, n=1e6, step=8)
 
 
 def test_inner_widths_are_the_ratio_rounded_up():

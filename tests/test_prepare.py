@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmtrain.config import to_plain
 from llmtrain.data.corpus import Corpus, Mix
 from llmtrain.data.dedup import mark_duplicates
 from llmtrain.data.neighbours import windows
@@ -82,6 +83,21 @@ def test_the_number_of_workers_does_not_matter(corpus):
     assert files_of(one.folder) == files_of(two.folder)
     assert one.fingerprint == two.fingerprint
     assert len({p.train[0].shards.fingerprint for p in (one, two)}) == 1
+
+
+def test_how_the_work_is_done_is_no_part_of_what_a_corpus_is(corpus):
+    one = corpus()
+    other = corpus("elsewhere", workers=3, loader_workers=2)
+    mixes = [
+        Mix(components={"a": one}, weights={"a": 1.0}, cache=cache, workers=n, loader_workers=n)
+        for cache, n in (("x", 1), ("y", 2))
+    ]
+    for pair in ((one, other), mixes):
+        first, second = (to_plain(data, identity=True) for data in pair)
+        assert first == second
+        assert not {"cache", "workers", "loader_workers"} & first.keys()
+        assert to_plain(pair[0]) != to_plain(pair[1])
+    assert "isolate_documents" in to_plain(one, identity=True)
 
 
 def test_a_second_start_does_no_work(corpus):
@@ -214,7 +230,7 @@ def test_progress_is_told_in_stages_and_at_most_ten_times_a_second(corpus):
     assert list(dict.fromkeys(c[0] for c in calls)) == ["read", "split", "tokenizer", "tokenize"]
     for (before, done, _, then), (after, more, total, now) in pairwise(calls):
         assert now - then >= 0.1 or before != after
-        assert 0 <= more and (total is None or more <= total)
+        assert more >= 0 and (total is None or more <= total)
         assert more >= done or before != after or total
 
 

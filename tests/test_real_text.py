@@ -104,8 +104,8 @@ def test_the_text_is_the_text_of_the_files(tmp_path: Path) -> None:
     own.write_text("".join(json.dumps({"text": t[:20_000]}) + "\n" for t in texts), encoding="utf-8")
     run = run_from(
         [
-            "experiment=clm_dense_ja", f"data.source.paths=[{own}]", f"data.cache={tmp_path / 'cache'}", "tokenizer=bytes",
-            "data.workers=1", "data.section_bytes=1000000", "data.validation_min_bytes=0", "data.validation_fraction=0.1",
+            "experiment=clm_dense_ja", f"data.source.paths=[{own}]", f"data.cache={tmp_path / 'cache'}",
+            "tokenizer=bytes", "data.workers=1", "data.validation_min_bytes=0", "data.validation_fraction=0.1",
         ]
     )  # fmt: skip
     prepared = prepare(run.data, run.tokenizer)

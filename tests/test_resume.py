@@ -25,7 +25,7 @@ class StopsAt(Logger):
     step: int
     signal: int = signal.SIGTERM
 
-    def open(self, folder: Path, run_config: dict[str, Any]) -> list[Sink]:
+    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
         return [_StopsAt(self)]
 
 

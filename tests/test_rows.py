@@ -165,8 +165,6 @@ def test_the_tokens_of_an_epoch_are_those_that_its_rows_add(shards: Shards, make
     overlap = 1 if isinstance(rows, PackedRows) and rows[0].ids.size == 9 else 0
     added = [int((rows[i].doc[overlap:] != NO_DOC).sum()) for i in range(rows.n_rows)]
     assert sum(added) == rows.n_tokens == pytest.approx(rows.tokens_per_row * rows.n_rows)
-    if rows.n_tokens % rows.n_rows == 0 and len(set(added)) == 1:
-        assert added[0] == rows.tokens_per_row
     assert [rows[i].number for i in range(rows.n_rows)] == list(range(rows.n_rows))
 
 
@@ -175,7 +173,7 @@ def test_documents_of_two_parts_can_be_told_apart(shards: Shards) -> None:
     other = DocumentRows(shards, 10, min_len=4, first_document=shards.n_documents)
     numbers = [{int(rows[i].doc[0]) for i in range(rows.n_rows)} for rows in (one, other)]
     assert not numbers[0] & numbers[1]
-    assert NO_DOC in other[1].doc  # padding keeps its own
+    assert other[0].doc[-1] == NO_DOC  # padding keeps its own
 
 
 def test_documents_that_are_all_too_short_are_refused_with_numbers(shards: Shards) -> None:

@@ -76,9 +76,7 @@ class DocumentRows:
     of one document can be told, and the parts of a mix apart. Raises ``DataError`` where no document is long enough.
     """
 
-    def __init__(
-        self, shards: Shards, raw_len: int, *, min_len: int = 32, first_document: int = 0
-    ) -> None:
+    def __init__(self, shards: Shards, raw_len: int, *, min_len: int = 32, first_document: int = 0) -> None:
         min_len = min(min_len, raw_len)  # a document that fills a row is never short
         assert min_len >= 2
         self._tokens = shards.tokens

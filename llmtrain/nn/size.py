@@ -14,7 +14,7 @@ class Dial:
     n_layers: int
     d_model: int | None = None
     n: float | None = None  # parameters without the input embedding, the head counted once
-    step: int = 8  # the solver tries widths that are multiples of it
+    step: int = 8  # the solver tries its multiples, of them those that the layers can have (head_dim)
 
     def __post_init__(self) -> None:
         if (self.d_model is None) == (self.n is None):

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 from llmtrain.config import config
 from llmtrain.nn.base import HeadModule
 from llmtrain.nn.model import Model, ModelConfig
-from llmtrain.types import Row, Seq, Visibility, Vocab
+from llmtrain.types import Routing, Row, Seq, Visibility, Vocab
 
 
 class Loss(NamedTuple):
     """What a batch of B rows cost; sums and counts are kept apart, so that means over any split of rows are exact."""
 
-    loss: Float[
-        Tensor, ""
-    ]  # optimised: nats / (rows x scored(seq_len)) + what the layers ask for; carries the gradient
+    loss: Float[Tensor, ""]  # optimised: nats / (rows x scored(seq_len)); carries the gradient
     nats: Float[Tensor, " B"]  # sum over the scored positions of each row
     counts: Float[Tensor, " B"]  # scored positions of each row
-    extra: dict[str, Tensor]  # further terms, logged by name
+    routing: tuple[Routing, ...]  # what the routers of the layers counted; () when dense
 
 
 class Pass(NamedTuple):

@@ -58,13 +58,13 @@ class CausalLM(Objective):
         return TokenHead(d_model, vocab_size)
 
     def loss(self, model: Model, batch: CausalBatch) -> Loss:
-        h, _ = model(batch.text)
+        h, routing = model(batch.text)
         scored = batch.targets != IGNORE
         out = linear_cross_entropy(
             h.flatten(0, 1), model.head.weight, batch.targets.flatten(), z_loss=self.z_loss
         )
         nats = out.nats.unflatten(0, batch.targets.shape).sum(1)
-        return Loss(out.total / batch.targets.numel(), nats, scored.sum(1).to(nats.dtype), {})
+        return Loss(out.total / batch.targets.numel(), nats, scored.sum(1).to(nats.dtype), routing)
 
     def floor(self, vocab: Vocab, seq_len: int) -> float:
         return math.log(vocab.size - vocab.n_reserved)

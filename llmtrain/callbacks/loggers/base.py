@@ -22,5 +22,5 @@ class Logger(ABC):
     """A further destination of the metrics; ``metrics.jsonl`` is always written."""
 
     @abstractmethod
-    def open(self, folder: Path, run_config: dict[str, Any]) -> list[Sink]:
-        """The sinks of a run; called on rank 0 only."""
+    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
+        """The sinks of a run that goes on from ``step``; called on rank 0 only."""

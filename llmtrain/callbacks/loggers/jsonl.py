@@ -46,5 +46,5 @@ def read(path: Path) -> list[dict[str, Any]]:
 class Jsonl(Logger):
     """No destination besides ``metrics.jsonl``."""
 
-    def open(self, folder: Path, run_config: dict[str, Any]) -> list[Sink]:
+    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
         return []

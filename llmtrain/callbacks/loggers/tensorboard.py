@@ -11,19 +11,19 @@ from llmtrain.errors import ConfigError
 
 @config
 class TensorBoard(Logger):
-    def open(self, folder: Path, run_config: dict[str, Any]) -> list[Sink]:
+    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
         if importlib.util.find_spec("tensorboard") is None:
             raise ConfigError(
                 "logger=tensorboard needs the tensorboard package: pip install 'llmtrain[tensorboard]'"
             )
-        return [TensorBoardSink(folder / "tensorboard")]
+        return [TensorBoardSink(folder / "tensorboard", step)]
 
 
 class TensorBoardSink(Sink):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
