@@ -96,8 +96,7 @@ def solve_width(cfg: ModelConfig, objective: Objective, vocab_size: int, *, n: f
         reachable = " and ".join(f"{count(w):,} (d_model={w})" for w in sorted({low, high}))
         raise ConfigError(
             f"size.n={n:,.0f} cannot be met at {cfg.n_layers} layers and a vocabulary of {vocab_size:,}: widths go in "
-            f"steps of {step}, and the nearest sizes are {reachable}; give one of them, or a smaller head_dim or "
-            "vocabulary"
+            f"steps of {step}, nearest: {reachable}; give a size near to that, a smaller head_dim or vocabulary"
         )
     return nearest
 

@@ -10,7 +10,7 @@ from llmtrain.callbacks.metrics import Work
 from llmtrain.lit import Pretrain
 from llmtrain.record import Count, RunRecord
 from llmtrain.run_folder import git_commit, versions, write_text
-from llmtrain.scoring import Scored
+from llmtrain.scoring import Scored, together
 from llmtrain.setup import Setup
 
 
@@ -73,7 +73,7 @@ def record_of(
     objective = labels.objective or type(run.objective).__name__.lower()
     architecture = labels.architecture or type(run.model.layers[0].mixer).__name__.lower()
     decay = run.schedule.decay_steps(setup.horizon)
-    main = next(iter(scores.values()))  # of a mix, the first part's
+    main = together(scores)
     n_fit = size.non_embedding + (0 if size.head else size.embedding)
     return RunRecord(
         run=run.folder.name,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,11 @@ class HeldOut(NamedTuple):
 
 class Scored(NamedTuple):
     score: Score
-    bits_per_byte: float | None
+    n_bytes: int | None  # of the text that was scored; none where there is no likelihood
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        return self.score.value * self.score.n / (math.log(2) * self.n_bytes) if self.n_bytes else None
 
 
 def eval_hash(objective: Objective, seq_len: int, of: HeldOut, n_rows: int) -> str:
@@ -87,9 +91,32 @@ def score(
         unit=objective.score_unit,
         eval_hash=eval_hash(objective, seq_len, held_out, n),
     )
-    whole = sum(b for _, b in parts)
-    bits = float(nats.sum()) / (math.log(2) * whole) if objective.likelihood and whole else None
-    return Scored(found, bits)
+    return Scored(found, sum(b for _, b in parts) if objective.likelihood else None)
+
+
+def together(scores: Mapping[str, Scored]) -> Scored:
+    """The score over all sets as one, each position counted once: that of a mix."""
+    each = list(scores.values())
+    if len(each) == 1:
+        return each[0]
+    n = sum(s.score.n for s in each)
+    errors = [s.score.se for s in each]
+    known = [e for e in errors if e is not None]
+    return Scored(
+        Score(
+            name=each[0].score.name,
+            value=math.fsum(s.score.value * s.score.n for s in each) / n,
+            se=math.hypot(*(e * s.score.n for e, s in zip(known, each, strict=True))) / n
+            if len(known) == len(each)
+            else None,
+            n=n,
+            unit=each[0].score.unit,
+            eval_hash=hashlib.blake2b(
+                "".join(s.score.eval_hash for s in each).encode(), digest_size=8
+            ).hexdigest(),
+        ),
+        sum(s.n_bytes or 0 for s in each) or None,
+    )
 
 
 def _ratio(nats: np.ndarray, counts: np.ndarray) -> float:

@@ -205,6 +205,25 @@ def test_flash_calls_are_the_definition(plain_flash, rows, length, visibility, w
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_flash_is_deterministic_where_the_run_is(monkeypatch, asked):
+    given: list[bool] = []
+
+    def kernel(*args: object, deterministic: bool, **options: object) -> Tensor:
+        given.append(deterministic)
+        return plain_varlen(*args, **options)
+
+    monkeypatch.setattr(attention_gpu, "_flash_attn_varlen", lambda: kernel)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(asked)
+    try:
+        seq = mixed(Visibility.PREFIX)
+        attend_by("flash", heads(seq, seq), seq, seq, Visibility.PREFIX)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert given == [asked, asked]  # over everything, and among the prefix
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kernel", ["masked", "by_document", "flash", "flex"])
 @pytest.mark.parametrize("visibility", [Visibility.CAUSAL, Visibility.PREFIX])

@@ -12,7 +12,7 @@ from llmtrain.data.collate import collate
 from llmtrain.nn.model import ModelConfig
 from llmtrain.objectives.base import Objective, Task
 from llmtrain.objectives.causal import CausalBatch, CausalLM
-from llmtrain.scoring import score
+from llmtrain.scoring import HeldOut, score
 from llmtrain.types import BOS, IGNORE, N_FIXED, NO_DOC, PAD, Row, Visibility, Vocab
 from tests.tiny import DENSE, VOCAB, batch_of, model_of, words
 
@@ -165,13 +165,11 @@ def held_out_score(objective: Objective, *, steps: int, seq_len: int = 16):
         optimizer.step()
     return score(
         Task(model, objective),
-        Uniform(128, objective.raw_len(seq_len), seed=0),
+        HeldOut(Uniform(128, objective.raw_len(seq_len), seed=0), "", "", True),
         VOCAB,
         seq_len=seq_len,
         batch_rows=32,
         context=nullcontext,
-        fingerprint="",
-        tokenizer_hash="",
     ).score
 
 

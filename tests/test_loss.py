@@ -143,3 +143,9 @@ def test_all_logits_are_never_held(monkeypatch):
     with Largest() as made:
         everything(linear_cross_entropy_reference, *given, 1e-4)
     assert made.numel >= n * v  # the measure sees what it is for
+
+
+def test_a_gpu_gets_larger_products_than_a_cpu():
+    cpu, gpu = ops.chunk_elements("cpu"), ops.chunk_elements("cuda")
+    assert cpu * 4 == 16 << 20  # bytes of float32
+    assert gpu == 32 * cpu

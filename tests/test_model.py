@@ -263,7 +263,7 @@ def test_a_size_that_no_width_comes_near_is_refused_with_the_nearest():
     least, next_one = (
         size(dataclasses.replace(cfg, d_model=d), CLM, 8192).total for d in (64, 128)
     )  # tied: the table is the head
-    says = rf"n=300,000 .* steps of 64, .*sizes are {least:,} \(d_model=64\); .*smaller head_dim"
+    says = rf"n=300,000 .* steps of 64, nearest: {least:,} \(d_model=64\); .*smaller head_dim"
     with pytest.raises(ConfigError, match=says):
         solve_width(cfg, CLM, 8192, n=300e3, step=8)
     between = (least + next_one) / 2

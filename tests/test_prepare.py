@@ -88,8 +88,9 @@ def test_the_number_of_workers_does_not_matter(corpus):
 def test_how_the_work_is_done_is_no_part_of_what_a_corpus_is(corpus):
     one = corpus()
     other = corpus("elsewhere", workers=3, loader_workers=2)
+    part = Corpus(source=one.source)
     mixes = [
-        Mix(components={"a": one}, weights={"a": 1.0}, cache=cache, workers=n, loader_workers=n)
+        Mix(components={"a": part}, weights={"a": 1.0}, cache=cache, workers=n, loader_workers=n)
         for cache, n in (("x", 1), ("y", 2))
     ]
     for pair in ((one, other), mixes):

@@ -37,7 +37,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "japanese":
         if not JAPANESE.exists():
             pytest.skip(f"{JAPANESE} is not here")
-        words += ["experiment=clm_dense_ja", f"data.source.paths=[{JAPANESE}]", "steps=150"]
+        words += ["experiment=clm_dense_ja", "data=text", f"data.source.paths=[{JAPANESE}]", "steps=150"]
     else:
         words += ["experiment=quickstart", "steps=150"]
     run = run_from(words)
@@ -104,7 +104,7 @@ def test_the_text_is_the_text_of_the_files(tmp_path: Path) -> None:
     own.write_text("".join(json.dumps({"text": t[:20_000]}) + "\n" for t in texts), encoding="utf-8")
     run = run_from(
         [
-            "experiment=clm_dense_ja", f"data.source.paths=[{own}]", f"data.cache={tmp_path / 'cache'}",
+            "experiment=clm_dense_ja", "data=text", f"data.source.paths=[{own}]", f"data.cache={tmp_path / 'cache'}",
             "tokenizer=bytes", "data.workers=1", "data.validation_min_bytes=0", "data.validation_fraction=0.1",
         ]
     )  # fmt: skip

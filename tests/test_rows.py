@@ -1,11 +1,14 @@
 """Rows cover the shards once, tell documents apart, and come in an order that is a pure function of the seed."""
 
+import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llmtrain.data.examples import Examples, RankRows, loader
 from llmtrain.data.order import Permutation, permutation
 from llmtrain.data.rows import DocumentRows, PackedRows, Stream, apportion
 from llmtrain.data.shards import Shards, ShardWriter
@@ -258,3 +261,50 @@ def test_weights_that_cannot_be_met_are_refused() -> None:
     for weights in ([0.0, 0.0], [1.0, -1.0]):
         with pytest.raises(ConfigError, match="must not be negative"):
             Stream([Counted(5), Counted(5)], weights, 0)
+
+
+# --- examples
+
+
+class Seen:
+    """An objective of which an example says who made it, of which row, and with what draw."""
+
+    def example(self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator) -> tuple:
+        return np.array(os.getpid()), np.array(row.number), row.ids, np.array(rng.integers(1 << 62))
+
+
+def examples_of(parts: dict[str, PackedRows], vocab: Vocab) -> Examples:
+    stream = Stream(list(parts.values()), [1.0] * len(parts), 5, names=list(parts))
+    return Examples(list(parts.values()), stream, Seen(), vocab, seq_len=8, seed=5)
+
+
+def test_an_example_knows_the_number_of_its_row_in_the_run(shards: Shards) -> None:
+    examples = examples_of({"a": PackedRows(shards, 9, overlap=1)}, shards.vocab)
+    assert [int(examples[k][1]) for k in range(100)] == list(range(100))  # five epochs
+
+
+def test_what_a_part_is_corrupted_by_does_not_depend_on_what_it_is_mixed_with(shards: Shards) -> None:
+    rows = PackedRows(shards, 9, overlap=1)
+    alone = examples_of({"a": rows}, shards.vocab)
+    mixed = examples_of({"b": rows, "a": rows}, shards.vocab)
+    draws: list[dict[tuple[int, int], int]] = [{}, {}]  # by part: (epoch, row) to what was drawn
+    for k in range(1024):
+        part, *address = mixed.stream.locate(k)
+        draws[part][tuple(address)] = int(mixed[k][3])
+    b, a = draws
+    epoch = range(rows.n_rows)
+    assert all(a[alone.stream.locate(k)[1:]] == int(alone[k][3]) for k in epoch)
+    assert not {*a.values()} & {*b.values()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_a_loaders_worker_does_not_end_it(shards: Shards, number: signal.Signals) -> None:
+    examples = examples_of({"a": PackedRows(shards, 9, overlap=1)}, shards.vocab)
+    order = RankRows(first=0, end=60, batch_rows=2, micro_rows=2, rank=0, world=1)
+    batches = iter(loader(examples, order, workers=1))
+    worker = int(next(batches)[0][0])
+    assert worker != os.getpid()
+    os.kill(worker, number)
+    rest = list(batches)
+    assert len(rest) == 29
+    assert {int(pid) for batch in rest for pid in batch[0]} == {worker}

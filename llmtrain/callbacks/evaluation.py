@@ -38,8 +38,8 @@ class Evaluation(AfterStep):
 
 def scores_row(step: int, scores: dict[str, Scored]) -> dict[str, Any]:
     row: dict[str, Any] = {"step": step}
-    for name, (score, bits) in scores.items():
-        row[f"{name}/{score.name}"] = score.value
-        if bits is not None:
-            row[f"{name}/bits_per_byte"] = bits
+    for name, found in scores.items():
+        row[f"{name}/{found.score.name}"] = found.score.value
+        if found.bits_per_byte is not None:
+            row[f"{name}/bits_per_byte"] = found.bits_per_byte
     return row
