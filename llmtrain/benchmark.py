@@ -73,9 +73,7 @@ def bench(setup: Setup, *, steps: int, baseline: Callable[[], nn.Module] | None 
     )
     module.times = times
     end = (WARMUP + steps) * run.batch_rows
-    rows = RankRows(
-        first=0, end=end, batch_rows=run.batch_rows, micro_rows=micro_rows, rank=0, world=run.trainer.world
-    )
+    rows = RankRows(first=0, end=end, micro_rows=micro_rows, rank=0, world=run.trainer.world)
     batches = loader(setup.examples(), rows, workers=run.data.loader_workers)
     if run.trainer.compile:
         setup.task.compile()
@@ -264,7 +262,7 @@ class _Nowhere(Sink):
 
 def _loader_speed(setup: Setup, micro_rows: int) -> float:
     n = 200 * micro_rows
-    rows = RankRows(first=0, end=n, batch_rows=micro_rows, micro_rows=micro_rows, rank=0, world=1)
+    rows = RankRows(first=0, end=n, micro_rows=micro_rows, rank=0, world=1)
     batches: Iterable[Any] = loader(setup.examples(), rows, workers=0)
     start = time.perf_counter()
     for _ in batches:

@@ -68,7 +68,7 @@ def record_of(
     labels = run.labels
     rows, here = progress.rows, progress.rows - progress.branch_rows
     seconds = max(progress.seconds, 1e-9)
-    raw_tokens = rows * setup.raw_per_row
+    raw_tokens = round(rows * setup.raw_per_row)
     passes = run.objective.passes(run.seq_len)
     objective = labels.objective or type(run.objective).__name__.lower()
     architecture = labels.architecture or type(run.model.layers[0].mixer).__name__.lower()
@@ -102,7 +102,7 @@ def record_of(
         positions=rows * sum(one.tokens for one in passes),
         scored=rows * run.objective.scored(run.seq_len),
         pairs=rows if run.objective.rows == "document" else None,
-        unique_tokens=min(raw_tokens, setup.n_tokens),
+        unique_tokens=setup.unique_tokens(rows),
         epochs=raw_tokens / setup.n_tokens,
         flops_model=rows * setup.flops.model,
         flops_counter=rows * setup.flops.counter,

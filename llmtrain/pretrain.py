@@ -113,7 +113,6 @@ def _fit(
         rows = RankRows(
             first=first_row,
             end=first_row + (setup.horizon - first_step) * run.batch_rows,
-            batch_rows=run.batch_rows,
             micro_rows=micro_rows,
             rank=rank,
             world=run.trainer.world,

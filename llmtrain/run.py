@@ -125,11 +125,10 @@ class Run:
         width = solve_width(model, self.objective, vocab_size, n=self.size.n, step=self.size.step)
         return dataclasses.replace(model, d_model=width)
 
-    def horizon(self, vocab_size: int, *, flops_per_row: int, rows_per_epoch: int) -> int:
+    def horizon(self, vocab_size: int, *, flops_per_row: int, raw_per_row: float, rows_per_epoch: int) -> int:
         """The run's length in optimiser steps, whatever it was given in."""
         if self.steps is not None:
             return self.steps
-        raw_per_row = self.objective.raw_len(self.seq_len) - self.objective.overlap
         if self.epochs is not None:
             rows = self.epochs * rows_per_epoch
         elif self.flops is not None:

@@ -1,5 +1,7 @@
 """What a run's config comes to once its data are there: model, rows, sizes, length."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from llmtrain.accounting import Size, flops_of, size_of
@@ -20,28 +22,34 @@ class Setup(NamedTuple):
     prepared: Prepared
     task: Task
     rows: tuple[Rows, ...]  # by part of the training data
+    stream: Stream  # the order of the run over them
     held_out: dict[str, HeldOut]
     size: Size
     flops: Flops  # forward and backward of one row
     horizon: int  # optimiser steps of the whole run
 
     @property
-    def raw_per_row(self) -> int:
-        """Raw tokens that a row adds to those that were read."""
-        return self.run.objective.raw_len(self.run.seq_len) - self.run.objective.overlap
+    def raw_per_row(self) -> float:
+        """Raw tokens that a row adds to those that were read, on average."""
+        return raw_per_row(self.prepared, self.rows)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the training data."""
-        return sum(part.shards.n_tokens for part in self.prepared.train)
+        """Raw tokens of one pass over the training rows."""
+        return sum(rows.n_tokens for rows in self.rows)
+
+    def unique_tokens(self, n_rows: int) -> int:
+        """How many different raw tokens the first ``n_rows`` rows of the run hold."""
+        read = zip(self.stream.consumed(n_rows), self.rows, strict=True)
+        return sum(min(round(n * rows.tokens_per_row), rows.n_tokens) for n, rows in read)
 
     def examples(self) -> Examples:
-        weights = [part.weight for part in self.prepared.train]
-        names = [part.name for part in self.prepared.train]
-        stream = Stream(self.rows, weights, self.run.data_seed, names=names)
-        run = self.run
-        vocab = self.prepared.vocab
-        return Examples(self.rows, stream, run.objective, vocab, seq_len=run.seq_len, seed=run.data_seed)
+        run, vocab = self.run, self.prepared.vocab
+        return Examples(self.rows, self.stream, run.objective, vocab, seq_len=run.seq_len, seed=run.data_seed)
+
+
+def raw_per_row(prepared: Prepared, rows: Sequence[Rows]) -> float:
+    return sum(part.weight * r.tokens_per_row for part, r in zip(prepared.train, rows, strict=True))
 
 
 def set_up(run: Run, prepared: Prepared) -> Setup:
@@ -56,13 +64,19 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     initialise(model, n_layers=cfg.shape[0], seed=run.init_seed)
-    rows = tuple(rows_of(part.shards, run) for part in prepared.train)
+    documents = accumulate((part.shards.n_documents for part in prepared.train), initial=0)
+    rows = tuple(
+        rows_of(part.shards, run, first_document=first)
+        for part, first in zip(prepared.train, documents, strict=False)
+    )
+    names, weights = [part.name for part in prepared.train], [part.weight for part in prepared.train]
     flops = flops_of(model, run.objective, run.seq_len)
     return Setup(
         run=run,
         prepared=prepared,
         task=Task(model, run.objective),
         rows=rows,
+        stream=Stream(rows, weights, run.data_seed, names=names),
         held_out={
             name: HeldOut(
                 rows=rows_of(shards, run, run.objective.evaluation(), tail=True),
@@ -75,7 +89,10 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         size=size_of(model),
         flops=flops,
         horizon=run.horizon(
-            vocab_size, flops_per_row=flops.model, rows_per_epoch=sum(r.n_rows for r in rows)
+            vocab_size,
+            flops_per_row=flops.model,
+            raw_per_row=raw_per_row(prepared, rows),
+            rows_per_epoch=sum(r.n_rows for r in rows),
         ),
     )
 
@@ -87,12 +104,19 @@ def held_out(prepared: Prepared) -> dict[str, Shards]:
     return {f"validation_{name}": shards for name, shards in prepared.validation.items()}
 
 
-def rows_of(shards: Shards, run: Run, objective: Objective | None = None, *, tail: bool = False) -> Rows:
+def rows_of(
+    shards: Shards,
+    run: Run,
+    objective: Objective | None = None,
+    *,
+    tail: bool = False,
+    first_document: int = 0,
+) -> Rows:
     """The rows that an objective takes from shards; with ``tail`` to the last token, as evaluation wants them."""
     objective = objective or run.objective
     raw_len = objective.raw_len(run.seq_len)
     if objective.rows == "document":
-        return DocumentRows(shards, raw_len)
+        return DocumentRows(shards, raw_len, first_document=first_document)
     return PackedRows(
         shards, raw_len, overlap=objective.overlap, isolate=run.data.isolate_documents, tail=tail
     )

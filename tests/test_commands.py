@@ -129,7 +129,7 @@ def test_a_terminal_shows_loss_speed_utilisation_and_time_left(home: Path) -> No
     """Under a pseudo-terminal of 80 columns; and nothing was imported for what was not chosen."""
     code = (
         "import sys; from llmtrain.cli import main; rc = main(sys.argv[1:]);"
-        "assert not {'wandb', 'tensorboard', 'transformers'} & sys.modules.keys(); sys.exit(rc)"
+        "assert not {'wandb', 'tensorboard', 'tensorflow'} & sys.modules.keys(); sys.exit(rc)"
     )
     leader, follower = pty.openpty()
     command = [sys.executable, "-c", code, *overrides(home, name="terminal", **CHANGES)]

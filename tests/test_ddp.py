@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from llmtrain.checkpoint import find, load
 from llmtrain.pretrain import train
@@ -37,9 +38,15 @@ def launch(*words: str) -> str:
     """What two ranks said; they must end well."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    with subprocess.Popen(
+        command, cwd=REPO, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=200)
+        finally:
+            process.terminate()  # not kill, which its ranks would survive
+    assert process.returncode == 0, said[-3000:]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,7 @@ def work(folder: Path) -> None:
         run = tiny(folder, name=f"two-{name}", **(DDP | COMMON | changes))
         first = int(os.environ["RANK"]) == 0
         assert (train(run) is not None) == first
+        dist.barrier()  # the record is there
         assert (train(run) is not None) == first  # finished: no rank waits for another
 
 

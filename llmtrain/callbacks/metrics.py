@@ -16,7 +16,7 @@ from llmtrain.nn.base import Flops
 class Work(NamedTuple):
     """What one row costs and one second could do."""
 
-    tokens_per_row: int  # raw tokens
+    tokens_per_row: float  # raw tokens
     flops_per_row: Flops
     peak: float  # FLOP/s of all devices together, at the run's precision
 
@@ -45,7 +45,7 @@ class Metrics(AfterStep):
         self.write(
             {
                 "step": progress.step,
-                "tokens": progress.rows * self.work.tokens_per_row,
+                "tokens": round(progress.rows * self.work.tokens_per_row),
                 "flops": progress.rows * self.work.flops_per_row.model,
                 "loss": nats / counts if counts else None,
                 "lr": report.lr,

@@ -41,8 +41,8 @@ class Examples(Dataset):
 class RankRows(Sampler[int]):
     """The rows of one rank from the cursor to the end of the run: of every micro batch its own share."""
 
-    def __init__(self, *, first: int, end: int, batch_rows: int, micro_rows: int, rank: int, world: int):
-        self.first, self.end, self.batch_rows = first, end, batch_rows
+    def __init__(self, *, first: int, end: int, micro_rows: int, rank: int, world: int):
+        self.first, self.end = first, end
         self.micro_rows, self.rank, self.world = micro_rows, rank, world
 
     def __iter__(self) -> Iterator[int]:
