@@ -3,6 +3,7 @@
 import json
 import lzma
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import llmtrain
 from llmtrain.compose import run_from
 from llmtrain.data.prepare import Prepared, prepare
-from llmtrain.data.shards import Shards
 from llmtrain.pretrain import train
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
@@ -23,7 +23,7 @@ JAPANESE = SHARED / "corpora" / "aozora_ja.jsonl.xz"
 SMALL = (
     "size=d1", "seq_len=128", "batch_rows=8", "tokenizer.n_sentinels=0", "tokenizer.vocab_size=2048", "optim=muon",
     "trainer.precision=fp32", "trainer.threads=1", "data.workers=1", "eval.samples=2", "data.max_bytes=1500000",
-    "data.validation_min_bytes=20000", "data.validation_fraction=0.01",
+    "data.validation_min_bytes=60000", "data.validation_fraction=0.04",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,13 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "japanese":
         if not JAPANESE.exists():
             pytest.skip(f"{JAPANESE} is not here")
-        words += ["experiment=clm_dense_ja", "data=text", f"data.source.paths=[{JAPANESE}]", "steps=150"]
+        words += [
+            "experiment=clm_dense_ja",
+            "data=text",
+            f"data.source.paths=[{JAPANESE}]",
+            "steps=400",
+            "tokenizer.vocab_size=4096",
+        ]
     else:
         words += ["experiment=quickstart", "steps=150"]
     run = run_from(words)
@@ -46,17 +52,16 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return run, prepare(run.data, run.tokenizer), record
 
 
-def entropy(shards: Shards, vocab_size: int) -> float:
-    """Nats a token of the best model that knows nothing but how frequent each token is in these very shards."""
-    counts = np.bincount(np.asarray(shards.tokens[:], dtype=np.int64), minlength=vocab_size)
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
+def unigram_score(prepared: Prepared) -> float:
+    """Held-out nats a token of a model that knows nothing but how frequent each token is in the training data."""
+    counts = np.bincount(prepared.train[0].shards.tokens[:].astype(np.int64), minlength=prepared.vocab.size)
+    p = (counts + 1) / (counts + 1).sum()
+    return float(-np.log(p[prepared.validation["corpus"].tokens[:].astype(np.int64)]).mean())
 
 
-def test_a_short_run_beats_the_entropy_of_single_tokens(trained: tuple[Run, Prepared, RunRecord]) -> None:
+def test_a_short_run_beats_the_frequencies_of_single_tokens(trained: tuple[Run, Prepared, RunRecord]) -> None:
     _, prepared, record = trained
-    unigram = entropy(prepared.validation["corpus"], prepared.vocab.size)
-    assert record.score.value < unigram - 0.5
+    assert record.score.value < unigram_score(prepared) - 0.5
     assert record.score.se < 0.2
 
 
@@ -112,6 +117,5 @@ def test_the_text_is_the_text_of_the_files(tmp_path: Path) -> None:
     kept = ""
     for shards in (prepared.train[0].shards, *prepared.validation.values()):
         kept += prepared.tokenizer.decode(shards.tokens[:].astype(np.int64).tolist())
-    for text in texts:
-        pieces = [line for line in text[:20_000].splitlines() if len(line) > 30][:20]
-        assert all(piece in kept for piece in pieces)
+    # a long line may be cut between training and validation, so what is compared is characters
+    assert Counter(kept) == Counter("".join(text[:20_000] for text in texts))
