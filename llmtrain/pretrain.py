@@ -206,7 +206,7 @@ def open_sinks(setup: Setup, step: int) -> list[Sink]:
 
 
 def scorer(setup: Setup, micro_rows: int) -> Callable[[int | None], dict[str, Scored]]:
-    """A function that scores every validation set over its first so many rows (None: all)."""
+    """A function that scores every validation set over so many of its rows (None: all)."""
     run = setup.run
 
     def scores(max_rows: int | None) -> dict[str, Scored]:

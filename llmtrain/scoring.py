@@ -59,8 +59,9 @@ def score(
 ) -> Scored:
     """Sum of nats / sum of counts over held-out rows, shared out over the ranks; every token scored once.
 
-    ``context`` makes the context manager of the run's precision. With ``max_rows`` the first of the rows are scored.
-    The standard error treats rows as the independent units (a ratio estimator), since tokens of one row are not.
+    ``context`` makes the context manager of the run's precision. With ``max_rows`` so many rows, spread evenly, are
+    scored. The standard error treats rows as the independent units (a ratio estimator), since tokens of one row are
+    not.
     """
     objective, rows = task.objective.evaluation(), held_out.rows
     n = rows.n_rows if max_rows is None else min(max_rows, rows.n_rows)
@@ -70,15 +71,16 @@ def score(
     sums: list[tuple[float, float]] = []
     n_bytes = 0
     for first in range(rank * batch_rows, n, world * batch_rows):
-        mine = [rows[i] for i in range(first, min(first + batch_rows, n))]
-        rngs = [philox.generator(VALIDATION_SEED, "example", 0, first + k) for k in range(len(mine))]
+        mine = [i * rows.n_rows // n for i in range(first, min(first + batch_rows, n))]
+        raw = [rows[i] for i in mine]
+        rngs = [philox.generator(VALIDATION_SEED, "example", 0, i) for i in mine]
         examples = [
-            objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(mine, rngs, strict=True)
+            objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(raw, rngs, strict=True)
         ]
         with context():
             loss = objective.loss(task.model, to_device(collate(examples), task.model.embed.weight.device))
         sums += zip(loss.nats.double().tolist(), loss.counts.double().tolist(), strict=True)
-        n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in mine)
+        n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in raw)
     task.train(was_training)
     parts = _gathered((sums, n_bytes), world)
     nats, counts = np.array([pair for part, _ in parts for pair in part]).reshape(-1, 2).T

@@ -15,6 +15,6 @@ class Checkpointing:
 @config
 class Evaluating:
     every: PositiveInt | None = None  # steps; none: at the end alone
-    rows: PositiveInt | None = None  # the first so many held-out rows while training; all of them at the end
+    rows: PositiveInt | None = None  # so many held-out rows, spread evenly, while training; all at the end
     batch_rows: PositiveInt | None = None  # rows at a time; none: as in training
     samples: NonNegativeInt = 4  # examples written to samples.md at the end
