@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import xxhash
 
+from llmtrain.data.stages import flush
 from llmtrain.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class ShardWriter:
         vocab_file = self._partial / VOCAB
         with _disk(vocab_file, self._vocab.size * 6):
             save_vocab(vocab_file, self._vocab)
-            _fsync(vocab_file)
+            flush(vocab_file)
         files = {file.path.name: file.commit() for file in (self._tokens, self._offsets, self._doc_bytes)}
         files[VOCAB] = {"bytes": vocab_file.stat().st_size, "xxh3": checksum(vocab_file)}
         manifest = {
@@ -143,9 +144,9 @@ class ShardWriter:
         with _disk(path, 4096):
             path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
             for written in (path, self._partial):
-                _fsync(written)
+                flush(written)
             self._partial.rename(self._folder)
-            _fsync(self._folder.parent)
+            flush(self._folder.parent)
 
 
 def checksum(path: Path) -> str:
@@ -154,14 +155,6 @@ def checksum(path: Path) -> str:
         while block := stream.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
