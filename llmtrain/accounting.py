@@ -50,13 +50,18 @@ def size_of(model: Model) -> Size:
     return Size(total, embedding, head, total - round(idle), total - embedding)
 
 
-def flops(cfg: ModelConfig, objective: Objective, seq_len: int, *, vocab_size: int) -> Flops:
-    """Forward and backward of one example; the backward pass is twice the forward."""
-    return flops_of(meta_model(cfg, objective, vocab_size), objective, seq_len)
+def flops(
+    cfg: ModelConfig, objective: Objective, seq_len: int, *, vocab_size: int, batch_rows: int = 1
+) -> Flops:
+    """Forward and backward of one example; the backward pass is twice the forward.
+
+    ``batch_rows`` matters where the rows of a batch are compared with one another.
+    """
+    return flops_of(meta_model(cfg, objective, vocab_size), objective, seq_len, batch_rows)
 
 
-def flops_of(model: Model, objective: Objective, seq_len: int) -> Flops:
-    forward = Flops()
+def flops_of(model: Model, objective: Objective, seq_len: int, batch_rows: int) -> Flops:
+    model_flops = counter = 0.0
     for one in objective.passes(seq_len):
         stack, sees = (
             (model.trunk, objective.sees)
@@ -64,10 +69,12 @@ def flops_of(model: Model, objective: Objective, seq_len: int) -> Flops:
             else (model.encoder, Visibility.BIDIRECTIONAL)
         )
         assert stack is not None, "the objective passes through an encoder that it did not ask for"
-        forward = forward.plus(stack.flops(Extent(one.tokens, sees, one.prefix, one.source)))
+        forward = stack.flops(Extent(one.tokens, sees, one.prefix, one.source))
         if one.scored:
-            forward = forward.plus(model.head.flops(one.scored))
-    return Flops(*(3 * n for n in forward))
+            forward = forward.plus(model.head.flops(one.scored, batch_rows))
+        model_flops += one.share * forward.model
+        counter += one.share * forward.counter
+    return Flops(round(3 * model_flops), round(3 * counter))
 
 
 def solve_width(cfg: ModelConfig, objective: Objective, vocab_size: int, *, n: float, step: int) -> int:

@@ -27,7 +27,8 @@ def conclude(
     setup.task.to(device)  # Lightning leaves a model on the CPU
     with module.optimizer.ema_weights():
         write_text(run.folder / "samples.md", samples(setup))
-    loss_figure(run.folder, run.folder.name, unit=run.objective.score_unit)
+    main = run.objective.evaluations()[0]
+    loss_figure(run.folder, run.folder.name, score_name=main.score_name, unit=main.score_unit)
     record = record_of(setup, module, scores, work, parent, device)
     record.write(run.folder / "record.json")
     return record
@@ -38,16 +39,23 @@ def samples(setup: Setup) -> str:
     run, prepared = setup.run, setup.prepared
     parts = [f"# {run.folder.name}: samples\n"]
     setup.task.eval()
-    for name, (rows, *_) in setup.held_out.items():
+    main = run.objective.evaluations()[0].score_name
+    for name, (objective, rows, *_) in setup.held_out.items():
+        if objective.score_name != main:
+            continue
         n = min(run.eval.samples, rows.n_rows)
         chosen = [rows[i * rows.n_rows // n] for i in range(n)]
-        made = run.objective.samples(
-            setup.task.model, chosen, prepared.vocab, prepared.tokenizer.decode, run.data_seed
+        made = objective.samples(
+            setup.task.model,
+            chosen,
+            prepared.vocab,
+            prepared.tokenizer.decode,
+            seq_len=run.seq_len,
+            seed=run.data_seed,
         )
         for i, sample in enumerate(made, 1):
-            parts.append(
-                f"## {name} {i}\n\nGiven:\n\n{_block(sample.given)}\n\nMade:\n\n{_block(sample.made)}\n"
-            )
+            title = f"## {name.partition('/')[0]} {i}"
+            parts.append(f"{title}\n\nGiven:\n\n{_block(sample.given)}\n\nMade:\n\n{_block(sample.made)}\n")
     return "\n".join(parts)
 
 
@@ -73,7 +81,8 @@ def record_of(
     objective = labels.objective or type(run.objective).__name__.lower()
     architecture = labels.architecture or type(run.model.layers[0].mixer).__name__.lower()
     decay = run.schedule.decay_steps(setup.horizon)
-    main = together(scores)
+    score_name = run.objective.evaluations()[0].score_name
+    main = together({name: found for name, found in scores.items() if found.score.name == score_name})
     n_fit = size.non_embedding + (0 if size.head else size.embedding)
     return RunRecord(
         run=run.folder.name,
@@ -99,14 +108,14 @@ def record_of(
         weight_decay=run.optim.weight_decay,
         precision=run.trainer.chosen_precision(),
         raw_tokens=raw_tokens,
-        positions=rows * sum(one.tokens for one in passes),
-        scored=rows * run.objective.scored(run.seq_len),
+        positions=round(rows * sum(one.tokens * one.share for one in passes)),
+        scored=round(rows * run.objective.scored(run.seq_len)),
         pairs=rows if run.objective.rows == "document" else None,
         unique_tokens=setup.unique_tokens(rows),
         epochs=raw_tokens / setup.n_tokens,
         flops_model=rows * setup.flops.model,
         flops_counter=rows * setup.flops.counter,
-        flops_6nd=6 * n_fit * raw_tokens if len(passes) == 1 else None,
+        flops_6nd=6 * n_fit * raw_tokens if sum(one.share for one in passes) == 1 else None,
         score=main.score,
         bits_per_byte=main.bits_per_byte,
         validation={name: found.score for name, found in scores.items()},

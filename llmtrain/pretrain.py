@@ -187,6 +187,12 @@ def split_batch(run: Run) -> tuple[int, int]:
         raise ConfigError(
             f"micro_rows={micro} does not divide the {share} rows that a rank takes a step: micro_rows={nearest} does"
         )
+    if micro != share and not run.objective.accumulates:
+        raise ConfigError(
+            f"micro_rows={micro} would compare only so many rows with one another, and "
+            f"{type(run.objective).__name__} compares the whole batch: leave it null, and set objective.chunk_rows "
+            "where memory is short"
+        )
     return share // micro, micro
 
 
@@ -206,7 +212,7 @@ def open_sinks(setup: Setup, step: int) -> list[Sink]:
 
 
 def scorer(setup: Setup, micro_rows: int) -> Callable[[int | None], dict[str, Scored]]:
-    """A function that scores every validation set over so many of its rows (None: all)."""
+    """A function that makes every held-out score over so many rows (None: all)."""
     run = setup.run
 
     def scores(max_rows: int | None) -> dict[str, Scored]:

@@ -68,7 +68,7 @@ class RunRecord:
     # how well
     score: Score
     bits_per_byte: float | None
-    validation: dict[str, Score]  # of every held-out set by name
+    validation: dict[str, Score]  # by "held-out set/score"
     status: str  # finished | diverged
     decayed: bool  # whether the learning rate had come down to its end
     # at what cost

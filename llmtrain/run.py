@@ -81,7 +81,8 @@ class Run:
             raise ValueError(
                 f"give the run's length as one of {', '.join(LENGTHS)}: found {found} (unset with KEY=null)"
             )
-        self.objective.check(self.model)
+        one_document = self.objective.rows == "document" or not self.data.isolate_documents
+        self.objective.check(self.model, seq_len=self.seq_len, one_document=one_document)
         if self.name is not None and (Path(self.name).name != self.name or self.name in {"", ".", ".."}):
             raise ValueError(f"name={self.name!r} must be the name of one folder under {self.runs}/")
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,9 @@ VALIDATION_SEED = 20_011  # the same corruption in every run, whatever its own s
 
 
 class HeldOut(NamedTuple):
-    """Rows that no run trains on, and what they are, for the hash of a score."""
+    """Rows that no run trains on, what is scored on them, and what they are, for the hash of a score."""
 
+    objective: Objective
     rows: Rows
     fingerprint: str
     tokenizer_hash: str
@@ -39,9 +40,9 @@ class Scored(NamedTuple):
         return self.score.value * self.score.n / (math.log(2) * self.n_bytes) if self.n_bytes else None
 
 
-def eval_hash(objective: Objective, seq_len: int, of: HeldOut, n_rows: int) -> str:
+def eval_hash(of: HeldOut, seq_len: int, n_rows: int) -> str:
     """What must agree before two scores are compared."""
-    what = [to_plain(objective), seq_len, of.fingerprint, of.tokenizer_hash, of.isolate_documents, n_rows]
+    what = [to_plain(of.objective), seq_len, of.fingerprint, of.tokenizer_hash, of.isolate_documents, n_rows]
     text = json.dumps(what, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -57,30 +58,37 @@ def score(
     context: Callable[[], Any],
     max_rows: int | None = None,
 ) -> Scored:
-    """Sum of nats / sum of counts over held-out rows, shared out over the ranks; every token scored once.
+    """Sum of nats / sum of counts over held-out rows, shared out over the ranks; each row scored once.
 
     ``context`` makes the context manager of the run's precision. With ``max_rows`` so many rows, spread evenly, are
     scored. The standard error treats rows as the independent units (a ratio estimator), since tokens of one row are
     not.
     """
-    objective, rows = task.objective.evaluation(), held_out.rows
+    objective, rows = held_out.objective, held_out.rows
     n = rows.n_rows if max_rows is None else min(max_rows, rows.n_rows)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if objective.together:
+        rank, world = 0, 1  # each rank scores all
     was_training = task.training
     task.eval()
     sums: list[tuple[float, float]] = []
     n_bytes = 0
-    for first in range(rank * batch_rows, n, world * batch_rows):
-        mine = [i * rows.n_rows // n for i in range(first, min(first + batch_rows, n))]
-        raw = [rows[i] for i in mine]
-        rngs = [philox.generator(VALIDATION_SEED, "example", 0, i) for i in mine]
-        examples = [
-            objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(raw, rngs, strict=True)
-        ]
-        with context():
-            loss = objective.loss(task.model, to_device(collate(examples), task.model.embed.weight.device))
-        sums += zip(loss.nats.double().tolist(), loss.counts.double().tolist(), strict=True)
-        n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in raw)
+
+    def batches() -> Iterator[Any]:
+        nonlocal n_bytes
+        for first in range(rank * batch_rows, n, world * batch_rows):
+            mine = [i * rows.n_rows // n for i in range(first, min(first + batch_rows, n))]
+            raw = [rows[i] for i in mine]
+            n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in raw)
+            rngs = [philox.generator(VALIDATION_SEED, "example", 0, i) for i in mine]
+            examples = [
+                objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(raw, rngs, strict=True)
+            ]
+            yield to_device(collate(examples), task.model.embed.weight.device)
+
+    with context():
+        for of_rows, counted in objective.held_out(task.model, batches()):
+            sums += zip(of_rows.double().tolist(), counted.double().tolist(), strict=True)
     task.train(was_training)
     parts = _gathered((sums, n_bytes), world)
     nats, counts = np.array([pair for part, _ in parts for pair in part]).reshape(-1, 2).T
@@ -91,7 +99,7 @@ def score(
         se=_standard_error(nats, counts, value),
         n=int(total),
         unit=objective.score_unit,
-        eval_hash=eval_hash(objective, seq_len, held_out, n),
+        eval_hash=eval_hash(held_out, seq_len, n),
     )
     return Scored(found, sum(b for _, b in parts) if objective.likelihood else None)
 

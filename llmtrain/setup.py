@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     task: Task
     rows: tuple[Rows, ...]  # by part of the training data
     stream: Stream  # the order of the run over them
-    held_out: dict[str, HeldOut]
+    held_out: dict[str, HeldOut]  # by "validation set/score"
     size: Size
     flops: Flops  # forward and backward of one row
     horizon: int  # optimiser steps of the whole run
@@ -59,6 +59,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
     """
     vocab_size = prepared.vocab.size
     try:
+        run.objective.check_vocab(prepared.vocab, run.seq_len)
         cfg = run.sized(vocab_size)
         model = run.objective.build(cfg, vocab_size)
     except ValueError as error:
@@ -70,7 +71,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         for part, first in zip(prepared.train, documents, strict=False)
     )
     names, weights = [part.name for part in prepared.train], [part.weight for part in prepared.train]
-    flops = flops_of(model, run.objective, run.seq_len)
+    flops = flops_of(model, run.objective, run.seq_len, run.batch_rows)
     return Setup(
         run=run,
         prepared=prepared,
@@ -78,13 +79,15 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         rows=rows,
         stream=Stream(rows, weights, run.data_seed, names=names),
         held_out={
-            name: HeldOut(
-                rows=rows_of(shards, run, run.objective.evaluation(), tail=True),
+            f"{name}/{objective.score_name}": HeldOut(
+                objective=objective,
+                rows=rows_of(shards, run, objective, tail=True),
                 fingerprint=shards.fingerprint,
                 tokenizer_hash=prepared.tokenizer.hash,
                 isolate_documents=run.data.isolate_documents,
             )
             for name, shards in held_out(prepared).items()
+            for objective in run.objective.evaluations()
         },
         size=size_of(model),
         flops=flops,
@@ -98,7 +101,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
 
 
 def held_out(prepared: Prepared) -> dict[str, Shards]:
-    """The held-out shards by the name of their score: of a mix, one set for each of its parts."""
+    """The held-out shards by the name of their set: of a mix, one for each of its parts."""
     if len(prepared.validation) == 1:
         return {"validation": next(iter(prepared.validation.values()))}
     return {f"validation_{name}": shards for name, shards in prepared.validation.items()}

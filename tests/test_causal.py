@@ -13,7 +13,7 @@ from llmtrain.nn.model import ModelConfig
 from llmtrain.objectives.base import Objective, Task
 from llmtrain.objectives.causal import CausalBatch, CausalLM
 from llmtrain.scoring import HeldOut, score
-from llmtrain.types import BOS, IGNORE, N_FIXED, NO_DOC, PAD, Row, Visibility, Vocab
+from llmtrain.types import BOS, IGNORE, NO_DOC, PAD, Row, Visibility, Vocab
 from tests.tiny import DENSE, VOCAB, batch_of, model_of, words
 
 CLM = CausalLM()
@@ -36,7 +36,7 @@ def padded(n: int, padding: int) -> Row:
 def test_a_target_is_the_next_token_also_across_documents():
     """BOS is the only separator, so the end of a document is predicted as "BOS comes next"."""
     ids = np.array([BOS, 20, 21, BOS, 30, 31, BOS, 40])
-    text, targets = example(Row(ids, np.array([0, 0, 0, 1, 1, 1, 2, 2])), 7)
+    text, targets, _ = example(Row(ids, np.array([0, 0, 0, 1, 1, 1, 2, 2])), 7)
     assert text.ids.tolist() == [BOS, 20, 21, BOS, 30, 31, BOS]
     assert targets.tolist() == [20, 21, BOS, 30, 31, BOS, 40]
     assert text.doc.tolist() == [0, 0, 0, 1, 1, 1, 2]
@@ -44,13 +44,13 @@ def test_a_target_is_the_next_token_also_across_documents():
 
 
 def test_a_row_that_begins_within_a_document_counts_from_its_own_first_token():
-    text, _ = example(Row(np.array([20, 21, BOS, 30]), np.array([4, 4, 5, 5])), 3)
+    text, *_ = example(Row(np.array([20, 21, BOS, 30]), np.array([4, 4, 5, 5])), 3)
     assert text.pos.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("padding", [1, 2, 5])
 def test_padding_is_never_a_target(padding):
-    text, targets = example(padded(12 - padding, padding), 11)
+    text, targets, _ = example(padded(12 - padding, padding), 11)
     row = padded(12 - padding, padding)
     assert (targets == IGNORE).sum() == padding
     assert (targets[targets != IGNORE] == row.ids[1 : 12 - padding]).all()
@@ -62,7 +62,7 @@ def test_rows_have_one_length_and_one_count(seq_len):
     """So that a mean of means over ranks and accumulation steps is the mean."""
     for seed in range(8):
         row = words(CLM.raw_len(seq_len), documents=1 + seed % 3, seed=seed)
-        text, targets = example(row, seq_len)
+        text, targets, _ = example(row, seq_len)
         assert {len(x) for x in (*text, targets)} == {seq_len}
         assert (targets != IGNORE).sum() == CLM.scored(seq_len)
     assert sum(one.scored for one in CLM.passes(seq_len)) == CLM.scored(seq_len)
@@ -139,8 +139,8 @@ class Cheat(CausalLM):
         return Visibility.BIDIRECTIONAL
 
     def example(self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator) -> CausalBatch:
-        text, targets = super().example(row, vocab, seq_len=seq_len, rng=rng)
-        return CausalBatch(text._replace(prefix=np.ones_like(text.prefix)), targets)
+        text, targets, key = super().example(row, vocab, seq_len=seq_len, rng=rng)
+        return CausalBatch(text._replace(prefix=np.ones_like(text.prefix)), targets, key)
 
 
 class Uniform:
@@ -165,7 +165,7 @@ def held_out_score(objective: Objective, *, steps: int, seq_len: int = 16):
         optimizer.step()
     return score(
         Task(model, objective),
-        HeldOut(Uniform(128, objective.raw_len(seq_len), seed=0), "", "", True),
+        HeldOut(objective, Uniform(128, objective.raw_len(seq_len), seed=0), "", "", True),
         VOCAB,
         seq_len=seq_len,
         batch_rows=32,
@@ -175,7 +175,7 @@ def held_out_score(objective: Objective, *, steps: int, seq_len: int = 16):
 
 def test_nobody_beats_the_entropy_of_uniform_tokens():
     floor = CLM.floor(VOCAB, 16)
-    assert floor == math.log(VOCAB.size - N_FIXED)
+    assert floor == math.log(VOCAB.size - VOCAB.n_reserved)
     found = held_out_score(CLM, steps=80)
     assert found.value >= floor - 3 * found.se
     assert found.value < floor + 0.1  # it did learn what there is to learn: that reserved ids never come

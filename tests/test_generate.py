@@ -8,12 +8,13 @@ from llmtrain import philox
 from llmtrain.nn.generate import Sampling, generate, pick
 from llmtrain.nn.model import Model
 from llmtrain.objectives.causal import CausalLM
-from llmtrain.types import BOS, N_FIXED, Seq
-from tests.tiny import DENSE, VOCAB, model_of, noise, words
+from llmtrain.types import BOS, Seq
+from tests.tiny import DENSE, N_RESERVED, VOCAB, model_of, noise, words
 
 CLM = CausalLM()
 GREEDY = Sampling(temperature=0.0, top_p=1.0)
-PROMPT = [BOS, 20, 33, 41, 20]
+PROMPT = [BOS, 40, 33, 41, 40]
+BANNED = [i for i in range(N_RESERVED) if i != BOS]
 
 
 def rng(seed: int) -> np.random.Generator:
@@ -34,7 +35,7 @@ def logits_of(model: Model, ids: list[int]) -> torch.Tensor:
 
 
 def allowed(logits: torch.Tensor) -> torch.Tensor:
-    hidden = [i for i in range(N_FIXED) if i != BOS]
+    hidden = [i for i in range(N_RESERVED) if i != BOS]
     return logits.index_fill(0, torch.tensor(hidden), -torch.inf)
 
 
@@ -42,7 +43,7 @@ def allowed(logits: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_greedy_is_the_argmax_of_the_full_forward_at_every_position(name):
     model = sharp(name)
-    made = generate(model, PROMPT, n_tokens=20, n_reserved=N_FIXED, sampling=GREEDY, rng=rng(0))
+    made = generate(model, PROMPT, n_tokens=20, n_reserved=N_RESERVED, sampling=GREEDY, rng=rng(0))
     assert made
     for i, token in enumerate(made):
         assert token == allowed(logits_of(model, PROMPT + made[:i])).argmax().item()
@@ -55,7 +56,7 @@ def test_a_nucleus_of_nothing_is_greedy(temperature):
     model = sharp()
     narrow = Sampling(temperature=temperature, top_p=1e-9)
     ours, greedy = (
-        generate(model, PROMPT, n_tokens=20, n_reserved=N_FIXED, sampling=s, rng=rng(0))
+        generate(model, PROMPT, n_tokens=20, n_reserved=N_RESERVED, sampling=s, rng=rng(0))
         for s in (narrow, GREEDY)
     )
     assert ours == greedy
@@ -65,7 +66,12 @@ def test_a_seed_is_the_text():
     model = model_of(CLM, DENSE["gqa"])
     one, again, other = (
         generate(
-            model, PROMPT, n_tokens=20, n_reserved=N_FIXED, sampling=Sampling(temperature=1.0), rng=rng(seed)
+            model,
+            PROMPT,
+            n_tokens=20,
+            n_reserved=N_RESERVED,
+            sampling=Sampling(temperature=1.0),
+            rng=rng(seed),
         )
         for seed in (1, 1, 2)
     )
@@ -76,32 +82,32 @@ def test_generation_ends_where_the_document_does():
     model = model_of(CLM, DENSE["gqa"])
     model.head.weight.data.zero_()  # every allowed token is as likely
     assert (
-        generate(model, PROMPT, n_tokens=20, n_reserved=N_FIXED, sampling=GREEDY, rng=rng(0)) == []
+        generate(model, PROMPT, n_tokens=20, n_reserved=N_RESERVED, sampling=GREEDY, rng=rng(0)) == []
     )  # BOS is the first of equals
     even = Sampling(temperature=1.0, top_p=1.0)
     lengths = [
-        len(generate(model, PROMPT, n_tokens=20, n_reserved=N_FIXED, sampling=even, rng=rng(seed)))
+        len(generate(model, PROMPT, n_tokens=20, n_reserved=N_RESERVED, sampling=even, rng=rng(seed)))
         for seed in range(8)
     ]
     assert max(lengths) <= 20
     assert min(lengths) < 20  # one token in 49 is BOS
-    made = generate(model, PROMPT, n_tokens=60, n_reserved=N_FIXED, sampling=even, rng=rng(3))
-    assert all(token >= N_FIXED for token in made)
+    made = generate(model, PROMPT, n_tokens=60, n_reserved=N_RESERVED, sampling=even, rng=rng(3))
+    assert all(token >= N_RESERVED for token in made)
 
 
 def test_no_reserved_id_is_ever_picked_but_bos():
     logits = torch.zeros(VOCAB.size)
-    logits[:N_FIXED] = 50.0
-    assert pick(logits, Sampling(temperature=1.0, top_p=1.0), rng(0), n_reserved=N_FIXED) == BOS
-    assert pick(logits, GREEDY, rng(0), n_reserved=N_FIXED) == BOS
+    logits[:N_RESERVED] = 50.0
+    assert pick(logits, Sampling(temperature=1.0, top_p=1.0), rng(0), banned=BANNED) == BOS
+    assert pick(logits, GREEDY, rng(0), banned=BANNED) == BOS
 
 
 def test_a_nucleus_is_the_fewest_tokens_that_hold_the_mass():
     p = torch.full((VOCAB.size,), 1e-9)
-    p[20:24] = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    for top_p, expected in ((0.3, {20}), (0.5, {20, 21}), (0.75, {20, 21, 22}), (0.95, {20, 21, 22, 23})):
+    p[40:44] = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    for top_p, expected in ((0.3, {40}), (0.5, {40, 41}), (0.75, {40, 41, 42}), (0.95, {40, 41, 42, 43})):
         drawn = {
-            pick(p.log(), Sampling(temperature=1.0, top_p=top_p), rng(seed), n_reserved=N_FIXED)
+            pick(p.log(), Sampling(temperature=1.0, top_p=top_p), rng(seed), banned=BANNED)
             for seed in range(100)
         }
         assert drawn == expected
@@ -111,7 +117,7 @@ def test_draws_follow_the_tempered_distribution():
     logits = noise(VOCAB.size) / 2
     n = 3000
     drawn = np.bincount(
-        [pick(logits, Sampling(temperature=0.7, top_p=1.0), rng(i), n_reserved=N_FIXED) for i in range(n)],
+        [pick(logits, Sampling(temperature=0.7, top_p=1.0), rng(i), banned=BANNED) for i in range(n)],
         minlength=VOCAB.size,
     )
     p = allowed(logits / 0.7).softmax(0).numpy()
@@ -125,10 +131,14 @@ def test_samples_go_on_from_the_first_half_of_a_row():
     def decode(ids):
         return " ".join(str(i) for i in ids)
 
-    samples = CLM.samples(model, rows, VOCAB, decode, 0)
+    samples = CLM.samples(model, rows, VOCAB, decode, seq_len=24, seed=0)
     assert [s.given for s in samples] == [decode(row.ids[:10].tolist()) for row in rows]
     assert all(len(s.made.split()) <= 11 for s in samples)
-    assert samples == CLM.samples(model, rows, VOCAB, decode, 0) != CLM.samples(model, rows, VOCAB, decode, 1)
+    assert (
+        samples
+        == CLM.samples(model, rows, VOCAB, decode, seq_len=24, seed=0)
+        != CLM.samples(model, rows, VOCAB, decode, seq_len=24, seed=1)
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from llmtrain.setup import Setup, held_out, set_up
 from runs import REPO, metrics, overrides, tiny, write_text
 
 STEPS, ROWS, SEQ_LEN = 12, 4, 512  # of a tiny run
+SCORE = "validation/clm_nats_per_token"
 
 # what later parts read
 PINNED = {
@@ -111,7 +112,7 @@ def test_the_numbers_of_a_record_agree_with_one_another_and_with_the_model(
     assert n.total == n.active == sum(p.numel() for p in model.parameters())
     assert (n.embedding, n.head) == (model.embed.weight.numel(), 0)
     assert n.non_embedding == n.total - n.embedding
-    per_row = accounting.flops_of(model, run.objective, SEQ_LEN)
+    per_row = accounting.flops_of(model, run.objective, SEQ_LEN, ROWS)
     assert (done.flops_model, done.flops_counter) == (rows * per_row.model, rows * per_row.counter)
     # 6ND counts what is multiplied: the tied table once, as the head
     assert done.flops_6nd == 6 * n.total * done.raw_tokens
@@ -124,7 +125,7 @@ def test_the_numbers_of_a_record_agree_with_one_another_and_with_the_model(
     assert done.tokenizer_hash == setup.prepared.tokenizer.hash
     assert done.versions["torch"] == torch.__version__
     assert done.git is None or len(done.git.removesuffix("+changes")) == 40
-    assert done.validation == {"validation": done.score}
+    assert done.validation == {SCORE: done.score}
     assert done.peak_memory_bytes > 4 * n.total
     assert 0 < done.mfu < 2 and done.device.startswith("cpu")
 
@@ -352,7 +353,7 @@ def test_a_loaded_run_has_the_score_of_its_record(home: Path, done: RunRecord) -
     assert loaded.config.name == "done"
     setup = ready(loaded.config)
     setup.task.model.load_state_dict(loaded.model.state_dict())
-    found = scorer(setup, ROWS)(None)["validation"]
+    found = scorer(setup, ROWS)(None)[SCORE]
     assert found.score == done.score and found.bits_per_byte == done.bits_per_byte
     assert loaded.tokenizer.hash == done.tokenizer_hash
 
@@ -363,8 +364,8 @@ def test_a_score_does_not_depend_on_how_many_rows_are_taken_at_a_time(
 ) -> None:
     setup = ready(tiny(home, name="done", trainer__precision="fp64", eval__batch_rows=batch_rows))
     setup.task.double()
-    one = scorer(setup, ROWS)(None)["validation"]
-    other = scorer(setup._replace(run=tiny(home, trainer__precision="fp64")), ROWS)(None)["validation"]
+    one = scorer(setup, ROWS)(None)[SCORE]
+    other = scorer(setup._replace(run=tiny(home, trainer__precision="fp64")), ROWS)(None)[SCORE]
     assert one.score.value == pytest.approx(other.score.value, rel=1e-12)
     assert one.score.se == pytest.approx(other.score.se, rel=1e-10)
     assert (one.score.n, one.score.eval_hash) == (other.score.n, other.score.eval_hash)
@@ -373,7 +374,7 @@ def test_a_score_does_not_depend_on_how_many_rows_are_taken_at_a_time(
 def test_a_score_counts_every_held_out_token_once_and_is_what_a_hand_computes(home: Path) -> None:
     setup = ready(tiny(home, trainer__precision="fp64"))
     task, vocab = setup.task.double(), setup.prepared.vocab
-    found = scorer(setup, ROWS)(None)["validation"]
+    found = scorer(setup, ROWS)(None)[SCORE]
     shards = held_out(setup.prepared)["validation"]
     assert found.score.n == shards.n_tokens - 1
     tokens = torch.tensor(shards.tokens[:].astype(np.int64))
@@ -406,7 +407,7 @@ def _nats(task: Any, vocab: Any, ids: torch.Tensor) -> float:
 
 
 def test_held_out_rows_are_the_same_whatever_the_seed(home: Path, done: RunRecord) -> None:
-    one, other = (ready(tiny(home, seed=seed)).held_out["validation"].rows for seed in (0, 1))
+    one, other = (ready(tiny(home, seed=seed)).held_out[SCORE].rows for seed in (0, 1))
     assert one.n_rows == other.n_rows
     for i in range(one.n_rows):
         assert all(np.array_equal(a, b) for a, b in zip(one[i], other[i], strict=True))
@@ -423,8 +424,8 @@ def test_a_mix_has_a_score_for_each_of_its_parts(home: Path) -> None:
     run = dataclasses.replace(tiny(home, name="mix", steps=2, seq_len=64), data=mix)
     record = train(run)
     assert record is not None
-    assert record.validation.keys() == {"validation_code", "validation_numbers"}
-    code, numbers = record.validation["validation_code"], record.validation["validation_numbers"]
+    assert record.validation.keys() == {f"validation_{part}/clm_nats_per_token" for part in parts}
+    code, numbers = (record.validation[f"validation_{part}/clm_nats_per_token"] for part in parts)
     assert record.score.n == code.n + numbers.n
     assert record.score.value * record.score.n == pytest.approx(
         code.value * code.n + numbers.value * numbers.n

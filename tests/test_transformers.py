@@ -99,7 +99,7 @@ def test_losses_and_their_gradients_equal_those_of_qwen3():
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
     from llmtrain.objectives.causal import CausalBatch
 
-    CausalLM().loss(model, CausalBatch(text, targets)).loss.backward()
+    CausalLM().loss(model, CausalBatch(text, targets, torch.zeros(2, dtype=torch.long))).loss.backward()
     for mine, name in (
         (model.embed.weight, "embed_tokens"),
         (model.trunk.blocks[1].mlp.down.weight, "layers.1.mlp.down_proj"),

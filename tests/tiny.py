@@ -32,12 +32,13 @@ DENSE: dict[str, ModelConfig] = {
 }
 
 N_WORDS = 48
+N_RESERVED = N_FIXED + 16  # with sentinels
 VOCAB = Vocab(
-    size=N_FIXED + N_WORDS,
-    n_reserved=N_FIXED,
-    n_bytes=np.array([0] * N_FIXED + [1] * N_WORDS, np.int32),
-    starts_word=np.ones(N_FIXED + N_WORDS, bool),
-    ends_sentence=np.zeros(N_FIXED + N_WORDS, bool),
+    size=N_RESERVED + N_WORDS,
+    n_reserved=N_RESERVED,
+    n_bytes=np.array([0] * N_RESERVED + [1] * N_WORDS, np.int32),
+    starts_word=np.ones(N_RESERVED + N_WORDS, bool),
+    ends_sentence=np.zeros(N_RESERVED + N_WORDS, bool),
 )
 
 
@@ -62,7 +63,7 @@ def stream(rows: Sequence[Sequence[int]], length: int, visibility: Visibility = 
                 prefix[r, start : start + min(seen, n)] = True
                 seen += 1
             start += n
-    ids = torch.randint(N_FIXED, VOCAB.size, doc.shape, generator=torch.Generator().manual_seed(length))
+    ids = torch.randint(N_RESERVED, VOCAB.size, doc.shape, generator=torch.Generator().manual_seed(length))
     return Seq(ids.where(doc != NO_DOC, 0), doc, pos, prefix)
 
 
@@ -76,7 +77,7 @@ def mixed(visibility: Visibility) -> Seq:
 
 def words(n: int, *, documents: int = 2, seed: int = 0) -> Row:
     """A row of uniform words, in documents of about one length."""
-    ids = np.random.default_rng(seed).integers(N_FIXED, VOCAB.size, n)
+    ids = np.random.default_rng(seed).integers(N_RESERVED, VOCAB.size, n)
     return Row(ids, np.arange(n) * documents // n)
 
 

@@ -11,7 +11,7 @@ from llmtrain.callbacks.settings import Evaluating
 from llmtrain.lit import Pretrain
 from llmtrain.scoring import Scored
 
-Score = Callable[[int | None], dict[str, Scored]]  # by validation set, over so many rows
+Score = Callable[[int | None], dict[str, Scored]]  # by "validation set/score", over so many rows
 
 
 class Evaluation(AfterStep):
@@ -39,7 +39,7 @@ class Evaluation(AfterStep):
 def scores_row(step: int, scores: dict[str, Scored]) -> dict[str, Any]:
     row: dict[str, Any] = {"step": step}
     for name, found in scores.items():
-        row[f"{name}/{found.score.name}"] = found.score.value
+        row[name] = found.score.value
         if found.bits_per_byte is not None:
-            row[f"{name}/bits_per_byte"] = found.bits_per_byte
+            row[f"{name.partition('/')[0]}/bits_per_byte"] = found.bits_per_byte
     return row

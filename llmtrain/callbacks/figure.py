@@ -5,8 +5,8 @@ from pathlib import Path
 from llmtrain.callbacks.loggers.jsonl import read
 
 
-def loss_figure(folder: Path, title: str, *, unit: str) -> None:
-    """Write ``figures/loss.png`` and ``.svg``: training loss and held-out scores against raw tokens."""
+def loss_figure(folder: Path, title: str, *, score_name: str, unit: str) -> None:
+    """Write ``figures/loss.png`` and ``.svg``: training loss and each held-out set's score against raw tokens."""
     rows = read(folder / "metrics.jsonl")
     train = [row for row in rows if row.get("loss") is not None]
     if not train:
@@ -21,7 +21,7 @@ def loss_figure(folder: Path, title: str, *, unit: str) -> None:
     axes.plot(
         [r["tokens"] for r in train], [r["loss"] for r in train], lw=1, color="tab:blue", label="training"
     )
-    names = sorted({key for row in rows for key in row if "/" in key and not key.endswith("bits_per_byte")})
+    names = sorted({key for row in rows for key in row if key.endswith(f"/{score_name}")})
     for color, name in zip(("tab:orange", "tab:green", "tab:red", "tab:purple"), names, strict=False):
         points = [(tokens_at[r["step"]], r[name]) for r in rows if name in r and r["step"] in tokens_at]
         if points:

@@ -1,7 +1,7 @@
 """What a layer is, before there are tensors and after: a frozen config that builds a module with a cost."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -80,19 +80,27 @@ class MLPModule(nn.Module, ABC):
 class HeadModule(nn.Module, ABC):
     """What an objective reads hidden states with."""
 
-    tied_to_embedding: ClassVar[bool] = False  # whether its ``weight`` may be the input embedding's table
-    weight: nn.Parameter
-
     @abstractmethod
-    def flops(self, scored: int) -> Flops:
-        """Of a forward pass over ``scored`` positions."""
+    def flops(self, scored: int, batch_rows: int) -> Flops:
+        """Of a forward pass over ``scored`` positions of one row, in a batch of ``batch_rows`` over all ranks."""
+
+    def tie(self, table: nn.Parameter) -> None:
+        """Use the input embedding's table [V D] as its own, where it has one over the vocabulary."""
 
 
 @config
 class LayerConfig(ABC):  # noqa: B024 - the two kinds below say what they build
     """Fields never depend on the width, so that one dial can set it; the width arrives at ``build``."""
 
-    supports: ClassVar[frozenset[Visibility]] = ANY
+    @property
+    def supports(self) -> frozenset[Visibility]:
+        """What it can promise to see and not to see."""
+        return ANY
+
+    @property
+    def one_document(self) -> bool:
+        """Whether a row must hold one document alone, since the layer cannot keep several apart."""
+        return False
 
 
 @config

@@ -1,6 +1,6 @@
 """Sampling from a decoder, a token at a time through ``Mixer.step``."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -35,17 +35,23 @@ def generate(
     n_reserved: int,
     sampling: Sampling,
     rng: np.random.Generator,
+    prefix: int = 0,
+    source: Sequence[int] | None = None,
+    also: Collection[int] = (),
 ) -> list[int]:
-    """Up to ``n_tokens`` ids that follow ``prompt`` (not empty), ending early where the document ends (at BOS)."""
+    """Up to ``n_tokens`` ids that follow ``prompt`` (not empty), ending early where the document ends (at BOS).
+
+    All of the prompt sees its first ``prefix`` tokens. With ``source`` an encoder reads those ids, and ``prompt`` is
+    how the decoder begins. ``also`` are the reserved ids that may be made besides BOS, such as sentinels.
+    """
     device = model.embed.weight.device
+    memory = None if source is None else model.encode(document(source, 0, len(source), device))
     state, out = model.init_state(1), []
     ids, pos = list(prompt), 0
+    banned = [i for i in range(n_reserved) if i != BOS and i not in also]
     for _ in range(n_tokens):
-        text = torch.tensor([ids], device=device)
-        at = torch.arange(pos, pos + len(ids), device=device)[None]
-        zero = torch.zeros_like(text)
-        h, state = model.step(Seq(text, zero, at, zero.bool()), state)
-        token = pick(model.head(h[0, -1]), sampling, rng, n_reserved=n_reserved)
+        h, state = model.step(document(ids, pos, prefix, device), state, memory)
+        token = pick(model.head(h[0, -1]), sampling, rng, banned=banned)
         if token == BOS:
             break
         out.append(token)
@@ -53,12 +59,19 @@ def generate(
     return out
 
 
+def document(ids: Sequence[int], pos: int, prefix: int, device: torch.device) -> Seq:
+    """A piece of one document as a stream of one row, its first token at ``pos``."""
+    text = torch.tensor([list(ids)], device=device)
+    at = torch.arange(pos, pos + len(ids), device=device)[None]
+    return Seq(text, torch.zeros_like(text), at, at < prefix)
+
+
 def pick(
-    logits: Float[Tensor, " V"], sampling: Sampling, rng: np.random.Generator, *, n_reserved: int
+    logits: Float[Tensor, " V"], sampling: Sampling, rng: np.random.Generator, *, banned: list[int]
 ) -> int:
-    """One draw, in float64 on the CPU, so that a seed means the same text on every machine; BOS or a text's token."""
+    """One draw, in float64 on the CPU, so that a seed means the same text on every machine."""
     x = logits.double().cpu().numpy().copy()
-    x[[i for i in range(n_reserved) if i != BOS]] = -np.inf
+    x[banned] = -np.inf
     if sampling.temperature == 0:
         return int(x.argmax())
     p = np.exp((x - x.max()) / sampling.temperature)

@@ -1,10 +1,10 @@
 """Blocks, trunks and the model: one class for dense, MoE, SSM and every hybrid of them."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llmtrain.config import config
@@ -12,9 +12,12 @@ from llmtrain.nn.base import MLP, Extent, Flops, HeadModule, LayerConfig, Mixer
 from llmtrain.nn.mixers.cross import CrossAttention
 from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.roles import Role
+from llmtrain.ops.dropout import dropout
 from llmtrain.types import Hidden, Routing, Seq, Visibility
 
 Source = tuple[Tensor, Seq]  # an encoder's output [B S D] and the stream that it read
+Key = Int[Tensor, " B"] | None  # addresses each row's dropout; none: nothing is dropped
+_ENCODER = 1 << 20  # the first place of an encoder's layers, after those of any trunk
 
 
 @config
@@ -36,6 +39,7 @@ class ModelConfig:
     norm: Literal["pre", "sandwich"] = "pre"  # before each part, or before and after it
     norm_eps: float = 1e-6
     tie_embeddings: bool = True  # the head reads the input embedding's table
+    dropout: float = 0.0  # share of what each part adds to the residual stream, and of the embedding
     cross: CrossAttention = CrossAttention()  # used where the objective asks for an encoder
 
     def __post_init__(self) -> None:
@@ -45,6 +49,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     def layer(self, i: int) -> Layer:
         return self.layers[i % len(self.layers)]
@@ -57,16 +63,21 @@ class ModelConfig:
         return self.n_layers, self.d_model
 
 
+_PARTS = ("mixer", "cross", "mlp")
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)), then the same with cross-attention, where there is a source, and with the MLP."""
 
-    def __init__(self, cfg: ModelConfig, i: int, visibility: Visibility, *, cross: bool):
+    def __init__(self, cfg: ModelConfig, i: int, visibility: Visibility, *, cross: bool, place: int = 0):
+        """``place`` + 0, 1, 2 address the dropout of the three parts."""
         super().__init__()
+        self.dropout, self.place = cfg.dropout, place
         layer, (_, d_model) = cfg.layer(i), cfg.shape
         self.mixer = layer.mixer.build(d_model, visibility)
         self.cross = cfg.cross.build(d_model) if cross else None
         self.mlp = layer.mlp.build(d_model, visibility) if layer.mlp is not None else None
-        parts = [name for name in ("mixer", "cross", "mlp") if getattr(self, name) is not None]
+        parts = [name for name in _PARTS if getattr(self, name) is not None]
 
         def norms() -> nn.ModuleDict:
             return nn.ModuleDict({name: RMSNorm(d_model, eps=cfg.norm_eps) for name in parts})
@@ -74,47 +85,53 @@ class Block(nn.Module):
         self.before = norms()
         self.after = norms() if cfg.norm == "sandwich" else None
 
-    def forward(self, x: Float[Tensor, "B T D"], seq: Seq, source: Source | None) -> Hidden:
-        x = x + self._after("mixer", self.mixer(self.before["mixer"](x), seq))
-        return self._rest(x, seq, source)
+    def forward(self, x: Float[Tensor, "B T D"], seq: Seq, source: Source | None, key: Key = None) -> Hidden:
+        x = x + self._after("mixer", self.mixer(self.before["mixer"](x), seq), key)
+        return self._rest(x, seq, source, key)
 
     def step(
         self, x: Float[Tensor, "B T D"], seq: Seq, source: Source | None, state: Any
     ) -> tuple[Hidden, Any]:
         y, state = self.mixer.step(self.before["mixer"](x), seq, state)
-        return self._rest(x + self._after("mixer", y), seq, source), state
+        return self._rest(x + self._after("mixer", y, None), seq, source, None), state
 
     def flops(self, extent: Extent) -> Flops:
         return Flops().plus(
             *(part.flops(extent) for part in (self.mixer, self.cross, self.mlp) if part is not None)
         )
 
-    def _rest(self, x: Tensor, seq: Seq, source: Source | None) -> Hidden:
+    def _rest(self, x: Tensor, seq: Seq, source: Source | None, key: Key) -> Hidden:
         assert (self.cross is None) == (source is None), "a decoder needs its source at every step"
         if self.cross is not None and source is not None:
-            x = x + self._after("cross", self.cross(self.before["cross"](x), seq, *source))
+            x = x + self._after("cross", self.cross(self.before["cross"](x), seq, *source), key)
         if self.mlp is None:
             return Hidden(x, ())
         h, routing = self.mlp(self.before["mlp"](x), seq)
-        return Hidden(x + self._after("mlp", h), routing)
+        return Hidden(x + self._after("mlp", h, key), routing)
 
-    def _after(self, name: str, y: Tensor) -> Tensor:
-        return y if self.after is None else self.after[name](y)
+    def _after(self, name: str, y: Tensor, key: Key) -> Tensor:
+        y = y if self.after is None else self.after[name](y)
+        return y if key is None else dropout(y, self.dropout, key, self.place + _PARTS.index(name))
 
 
 class Trunk(nn.Module):
-    def __init__(self, cfg: ModelConfig, visibility: Visibility, *, cross: bool = False):
+    def __init__(self, cfg: ModelConfig, visibility: Visibility, *, cross: bool = False, place: int = 0):
         super().__init__()
         n_layers, d_model = cfg.shape
+        self.dropout, self.place = cfg.dropout, place
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(cfg, i, visibility, cross=cross) for i in range(n_layers)
+            Block(cfg, i, visibility, cross=cross, place=place + len(_PARTS) * i + 1) for i in range(n_layers)
         )
         self.norm = RMSNorm(d_model, eps=cfg.norm_eps)
 
-    def forward(self, x: Float[Tensor, "B T D"], seq: Seq, source: Source | None = None) -> Hidden:
+    def forward(
+        self, x: Float[Tensor, "B T D"], seq: Seq, source: Source | None = None, *, key: Key = None
+    ) -> Hidden:
         routing: tuple[Routing, ...] = ()
+        key = key if self.training and self.dropout else None
+        x = x if key is None else dropout(x, self.dropout, key, self.place)
         for block in self.blocks:
-            x, counted = block(x, seq, source)
+            x, counted = block(x, seq, source, key)
             routing += counted
         return Hidden(self.norm(x), routing)
 
@@ -159,31 +176,40 @@ class Model(nn.Module):
         super().__init__()
         _, d_model = cfg.shape
         self.embed = nn.Embedding(vocab_size, d_model)
-        self.encoder = Trunk(cfg, Visibility.BIDIRECTIONAL) if encoder else None
+        self.encoder = Trunk(cfg, Visibility.BIDIRECTIONAL, place=_ENCODER) if encoder else None
         self.trunk = Trunk(cfg, visibility, cross=encoder)
         self.head = head
-        if cfg.tie_embeddings and head.tied_to_embedding:
-            head.weight = nn.Module.get_parameter(self.embed, "weight")
+        if cfg.tie_embeddings:
+            head.tie(nn.Module.get_parameter(self.embed, "weight"))
 
-    def forward(self, seq: Seq, source: Seq | None = None) -> Hidden:
-        if self.encoder is None or source is None:
-            return self.trunk(self.embed(seq.ids), seq)
-        memory = self.encoder(self.embed(source.ids), source)
-        out = self.trunk(self.embed(seq.ids), seq, (memory.h, source))
+    def forward(self, seq: Seq, source: Seq | None = None, *, key: Key = None) -> Hidden:
+        """Hidden states of ``seq``, which a decoder reads beside ``source``; ``key`` addresses dropout in training."""
+        if source is None:
+            return self.trunk(self.embed(seq.ids), seq, key=key)
+        memory = self._encoded(source, key)
+        out = self.trunk(self.embed(seq.ids), seq, (memory.h, source), key=key)
         return Hidden(out.h, memory.routing + out.routing)
+
+    def encode(self, source: Seq) -> Source:
+        """What a decoder reads at every ``step``."""
+        return self._encoded(source, None).h, source
 
     def init_state(self, rows: int) -> list[Any]:
         return self.trunk.init_state(rows)
 
-    def step(self, seq: Seq, state: list[Any]) -> tuple[Float[Tensor, "B T D"], list[Any]]:
-        """Hidden states of the next tokens of a decoder, and its state after them."""
-        return self.trunk.step(self.embed(seq.ids), seq, state)
+    def step(
+        self, seq: Seq, state: list[Any], source: Source | None = None
+    ) -> tuple[Float[Tensor, "B T D"], list[Any]]:
+        """Hidden states of the next tokens of a decoder, and its state after them; a prefix comes whole in one call."""
+        return self.trunk.step(self.embed(seq.ids), seq, state, source)
+
+    def _encoded(self, source: Seq, key: Key) -> Hidden:
+        assert self.encoder is not None, "a source needs an encoder, which the objective asks for"
+        return self.encoder(self.embed(source.ids), source, key=key)
 
 
 class TokenHead(HeadModule):
     """Scores every token of the vocabulary; its table is the embedding's where the model ties them."""
-
-    tied_to_embedding: ClassVar[bool] = True
 
     def __init__(self, d_model: int, vocab_size: int):
         super().__init__()
@@ -193,5 +219,8 @@ class TokenHead(HeadModule):
     def forward(self, h: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         return nn.functional.linear(h, self.weight)
 
-    def flops(self, scored: int) -> Flops:
+    def tie(self, table: nn.Parameter) -> None:
+        self.weight = table
+
+    def flops(self, scored: int, batch_rows: int) -> Flops:
         return Flops(*[2 * scored * self.weight.numel()] * 2)

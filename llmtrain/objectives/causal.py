@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +20,7 @@ from llmtrain.types import IGNORE, NO_DOC, Row, Seq, Visibility, Vocab
 class CausalBatch(NamedTuple):
     text: Seq
     targets: Int[Tensor, "B T"]  # the next token of each position; IGNORE before padding
+    key: Int[Tensor, " B"]  # of dropout
 
 
 @config
@@ -28,11 +29,6 @@ class CausalLM(Objective):
 
     z_loss: float = 0.0  # weight of the squared log-partition (PaLM)
 
-    overlap: ClassVar[int] = 1  # the last token of a row is only a target; the next row begins with it
-    score_name: ClassVar[str] = "clm_nats_per_token"
-    score_unit: ClassVar[str] = "nats/token"
-    likelihood: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if self.z_loss < 0:
             raise ValueError(f"z_loss must not be negative, got {self.z_loss}")
@@ -40,6 +36,22 @@ class CausalLM(Objective):
     @property
     def sees(self) -> Visibility:
         return Visibility.CAUSAL
+
+    @property
+    def overlap(self) -> int:
+        return 1  # the last token of a row is only a target; the next row begins with it
+
+    @property
+    def likelihood(self) -> bool:
+        return True
+
+    @property
+    def score_name(self) -> str:
+        return "clm_nats_per_token"
+
+    @property
+    def score_unit(self) -> str:
+        return "nats/token"
 
     def raw_len(self, seq_len: int) -> int:
         return seq_len + 1
@@ -52,17 +64,17 @@ class CausalLM(Objective):
 
     def example(self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator) -> CausalBatch:
         targets = np.where(row.doc[1:] == NO_DOC, IGNORE, row.ids[1:])
-        return CausalBatch(seq_of(row.ids[:-1], row.doc[:-1], False), targets)  # type: ignore[arg-type]
+        text = seq_of(row.ids[:-1], row.doc[:-1], False)
+        return CausalBatch(text, targets, rng.integers(2**62))  # type: ignore[arg-type]
 
     def head(self, d_model: int, vocab_size: int) -> TokenHead:
         return TokenHead(d_model, vocab_size)
 
     def loss(self, model: Model, batch: CausalBatch) -> Loss:
-        h, routing = model(batch.text)
+        h, routing = model(batch.text, key=batch.key)
+        table = model.head.get_parameter("weight")
         scored = batch.targets != IGNORE
-        out = linear_cross_entropy(
-            h.flatten(0, 1), model.head.weight, batch.targets.flatten(), z_loss=self.z_loss
-        )
+        out = linear_cross_entropy(h.flatten(0, 1), table, batch.targets.flatten(), z_loss=self.z_loss)
         nats = out.nats.unflatten(0, batch.targets.shape).sum(1)
         return Loss(out.total / batch.targets.numel(), nats, scored.sum(1).to(nats.dtype), routing)
 
@@ -75,6 +87,8 @@ class CausalLM(Objective):
         rows: Sequence[Row],
         vocab: Vocab,
         decode: Callable[[Sequence[int]], str],
+        *,
+        seq_len: int,
         seed: int,
     ) -> list[Sample]:
         """The first half of each row, and how the model goes on from it."""
