@@ -14,7 +14,7 @@ from llmtrain.objectives.base import Objective, Task
 from llmtrain.objectives.causal import CausalBatch, CausalLM
 from llmtrain.scoring import HeldOut, score
 from llmtrain.types import BOS, IGNORE, NO_DOC, PAD, Row, Visibility, Vocab
-from tests.tiny import DENSE, VOCAB, batch_of, model_of, words
+from tests.tiny import DENSE, VOCAB, Uniform, batch_of, model_of, words
 
 CLM = CausalLM()
 RNG = np.random.default_rng(0)
@@ -141,16 +141,6 @@ class Cheat(CausalLM):
     def example(self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator) -> CausalBatch:
         text, targets, key = super().example(row, vocab, seq_len=seq_len, rng=rng)
         return CausalBatch(text._replace(prefix=np.ones_like(text.prefix)), targets, key)
-
-
-class Uniform:
-    """Rows of i.i.d. uniform words, without BOS within."""
-
-    def __init__(self, n_rows: int, length: int, seed: int) -> None:
-        self.n_rows, self._length, self._seed = n_rows, length, seed
-
-    def __getitem__(self, i: int) -> Row:
-        return words(self._length, seed=self._seed + i)
 
 
 def held_out_score(objective: Objective, *, steps: int, seq_len: int = 16):

@@ -1,6 +1,7 @@
 """Small packed streams, layers and models that the tests of the model side share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,11 @@ DENSE: dict[str, ModelConfig] = {
     }.items()
 }
 
+ARCHS: dict[str, ModelConfig] = {
+    **DENSE,
+}
+
+ROWS = 7  # of a batch: a multiple of what the longest pattern of denoisers repeats after
 N_WORDS = 48
 N_RESERVED = N_FIXED + 16  # with sentinels
 VOCAB = Vocab(
@@ -81,12 +87,34 @@ def words(n: int, *, documents: int = 2, seed: int = 0) -> Row:
     return Row(ids, np.arange(n) * documents // n)
 
 
-def batch_of(objective: Objective, *, seq_len: int = 24, rows: int = 4, documents: int = 2) -> object:
-    raw = [words(objective.raw_len(seq_len), documents=documents, seed=i) for i in range(rows)]
-    rngs = [np.random.default_rng([1, i]) for i in range(rows)]
+class Uniform:
+    """Rows of i.i.d. uniform words, each of one document, without BOS within."""
+
+    def __init__(self, n_rows: int, length: int, seed: int) -> None:
+        self.n_rows, self._length, self._seed = n_rows, length, seed
+
+    def __getitem__(self, i: int) -> Row:
+        row = words(self._length, documents=1, seed=self._seed + i)
+        return row._replace(doc=row.doc + self._seed + i, number=i)
+
+
+def examples_of(objective: Objective, rows: Sequence[Row], *, seq_len: int) -> Any:
+    rngs = [np.random.default_rng([1, row.number, int(row.ids[0])]) for row in rows]
     return collate(
-        [objective.example(row, VOCAB, seq_len=seq_len, rng=rng) for row, rng in zip(raw, rngs, strict=True)]
+        [objective.example(row, VOCAB, seq_len=seq_len, rng=rng) for row, rng in zip(rows, rngs, strict=True)]
     )
+
+
+def batch_of(objective: Objective, *, seq_len: int = 24, rows: int = 4, documents: int = 2) -> Any:
+    """Rows of packed documents, or of one document each where that is what the objective takes."""
+    alone = objective.rows == "document"
+    raw = [
+        words(objective.raw_len(seq_len), documents=1 if alone else documents, seed=i)._replace(number=i)
+        for i in range(rows)
+    ]
+    if alone:
+        raw = [row._replace(doc=row.doc + row.number) for row in raw]
+    return examples_of(objective, raw, seq_len=seq_len)
 
 
 def model_of(objective: Objective, cfg: ModelConfig, *, seed: int = 0) -> Model:
