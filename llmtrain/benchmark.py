@@ -1,15 +1,14 @@
 """A training step taken apart by the clock, in turn with the matrix product that it is measured against."""
 
-import importlib.util
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmtrain.accounting import timed_product
 from llmtrain.callbacks.base import AfterStep
@@ -21,8 +20,9 @@ from llmtrain.lit import Pretrain, Progress
 from llmtrain.ops import backend
 from llmtrain.outcome import peak_memory
 from llmtrain.pretrain import split_batch
+from llmtrain.rivals import Rival, rivals
 from llmtrain.setup import Setup
-from llmtrain.trainer import DTYPES, autocast
+from llmtrain.trainer import DTYPES
 
 WARMUP = 3  # steps that are not counted
 PHASES = ("forward", "backward", "optimizer", "data", "framework")
@@ -41,17 +41,17 @@ class Benchmark:
     n: int  # parameters
     flops_per_step: int  # as counted: attention in full
     rows_per_second: float  # of the loader alone
-    baseline_tokens_per_second: float | None  # of the model that was timed in turn, if one was
+    baselines: dict[str, float]  # tokens per second of the public models that were timed in turn
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def bench(setup: Setup, *, steps: int, baseline: Callable[[], nn.Module] | None = None) -> Benchmark:
+def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
     """Time ``steps`` optimiser steps of the run through the real trainer, each followed by a matrix product.
 
-    ``framework`` is what a step takes beyond its other phases: Lightning, callbacks and logging. ``baseline`` makes a
-    model with the calling convention of Hugging Face (``input_ids``, ``labels``) and is stepped in turn with ours.
+    ``framework`` is what a step takes beyond its other phases: Lightning, callbacks and logging. With ``against``
+    the public models of the run's kind and shape are stepped in turn with ours.
     """
     run = setup.run
     if run.trainer.world > 1:
@@ -60,10 +60,10 @@ def bench(setup: Setup, *, steps: int, baseline: Callable[[], nn.Module] | None 
     accumulate, micro_rows = split_batch(run)
     device = torch.device("cuda" if run.trainer.on_gpu else "cpu")
     times = Times(device)
-    rival = Rival(baseline(), setup, device) if baseline else None
+    others = rivals(setup, device) if against else {}
     work = Work(setup.raw_per_row, setup.flops, 1.0)
     metrics = Metrics([_Nowhere()], work, every=run.trainer.log_every, horizon=WARMUP + steps)
-    between = Between(times, DTYPES[run.trainer.chosen_precision()], rival)
+    between = Between(times, DTYPES[run.trainer.chosen_precision()], list(others.values()))
     trainer = run.trainer.lightning(accumulate=accumulate, callbacks=[metrics, between])
     module = TimedPretrain(
         setup.task,
@@ -94,7 +94,7 @@ def bench(setup: Setup, *, steps: int, baseline: Callable[[], nn.Module] | None 
         n=setup.size.total,
         flops_per_step=flops,
         rows_per_second=_loader_speed(setup, micro_rows),
-        baseline_tokens_per_second=tokens / statistics.median(rival.seconds[WARMUP:]) if rival else None,
+        baselines={name: tokens / statistics.median(r.seconds[WARMUP:]) for name, r in others.items()},
     )
 
 
@@ -191,10 +191,10 @@ class TimedBatches:
 
 
 class Between(AfterStep):
-    """After every step, outside its time: one matrix product, and one step of the rival."""
+    """After every step, outside its time: one matrix product, and one step of each rival."""
 
-    def __init__(self, times: Times, dtype: torch.dtype, rival: "Rival | None"):
-        self.times, self.rival = times, rival
+    def __init__(self, times: Times, dtype: torch.dtype, others: Sequence[Rival]):
+        self.times, self.others = times, others
         self.products: list[float] = []
         self._a, self._b = (torch.randn(2048, 2048, device=times.device).to(dtype) for _ in range(2))
 
@@ -204,55 +204,9 @@ class Between(AfterStep):
     def after_step(self, trainer: Any, module: Pretrain) -> None:
         self.times.end_step()
         self.products.append(timed_product(self._a, self._b))
-        if self.rival is not None:
-            self.rival.step()
+        for rival in self.others:
+            rival.step(self.times.now)
         self.times.begin_step()
-
-
-class Rival:
-    """Another model at the same batch, precision and kind of optimiser."""
-
-    def __init__(self, model: nn.Module, setup: Setup, device: torch.device):
-        self.model = model.to(device).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
-        self.trainer, self.device = setup.run.trainer, device
-        shape = (setup.run.batch_rows, setup.run.seq_len + 1)
-        self.ids = torch.randint(0, setup.prepared.vocab.size, shape, device=device)
-        self.seconds: list[float] = []
-
-    def step(self) -> None:
-        times = Times(self.device)
-        start = times.now()
-        with autocast(self.trainer):
-            loss = self.model(input_ids=self.ids[:, :-1], labels=self.ids[:, :-1]).loss
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.seconds.append(times.now() - start)
-
-
-def llama(setup: Setup) -> nn.Module:
-    """``transformers``' Llama of the run's shape, with weights of its own. Needs the extra ``export``."""
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError("against=llama needs transformers: pip install 'llmtrain[export]'")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    cfg = setup.run.sized(setup.prepared.vocab.size)
-    n_layers, d_model = cfg.shape
-    block: Any = setup.task.model.trunk.blocks[0]
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=setup.prepared.vocab.size,
-            hidden_size=d_model,
-            num_hidden_layers=n_layers,
-            num_attention_heads=block.mixer.n_heads,
-            num_key_value_heads=block.mixer.n_kv_heads,
-            intermediate_size=block.mlp.down.in_features,
-            max_position_embeddings=setup.run.seq_len,
-            tie_word_embeddings=cfg.tie_embeddings,
-        )
-    )
 
 
 class _Nowhere(Sink):

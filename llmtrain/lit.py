@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from llmtrain.nn.routing import by_layer, n_tokens, over_ranks, routers, update_biases
 from llmtrain.objectives.base import Loss, Task
 from llmtrain.optim.composite import CompositeOptimizer
 
@@ -88,6 +89,7 @@ class Pretrain(lightning.LightningModule):
         self.clock = Clock()
         self.stepped = False  # whether the last batch ended an optimiser step
         self.stopping = False  # whether the run ends after this step, unfinished
+        self.routed: tuple[list[Tensor], ...] = ()  # of the last step, over all ranks: see ``_follow_routers``
         self._losses: list[Loss] = []  # of the micro batches of this step
         self._batch_rows = batch_rows
         self._build_optimizer = optimizer
@@ -118,8 +120,19 @@ class Pretrain(lightning.LightningModule):
             for loss in self._losses:
                 self.progress.nats += loss.nats.sum(dtype=torch.float64)
                 self.progress.counts += loss.counts.sum(dtype=torch.float64)
+            self._follow_routers()
         self._losses.clear()
         self.progress.seconds += self.clock.lap()
         self.progress.step += 1
         self.progress.rows += self._batch_rows
         self.stepped = True
+
+    def _follow_routers(self) -> None:
+        """Move the routers' biases by the loads of this step, and keep loads, z and numbers of tokens by layer."""
+        layers = routers(self.task.model)
+        if not layers:
+            return
+        sums = by_layer(len(layers), [r for loss in self._losses for r in loss.routing])
+        totals = over_ranks([part for r in sums for part in (r.counts, r.z, n_tokens(r))])
+        self.routed = totals[::3], totals[1::3], totals[2::3]
+        update_biases(layers, totals[::3])

@@ -1,7 +1,7 @@
 """Measure a config's training step: ``python scripts/bench.py experiment=clm_dense key=value ...``.
 
 Takes the overrides of train.py, and of its own: repeats=N (steps counted, 20), json=FILE (the figures as data), and
-against=llama (transformers' Llama of the same shape, timed in turn).
+against=transformers (its models of the same kind and shape, timed in turn).
 """
 
 import json
@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def measure(words: list[str]) -> None:
-    from llmtrain.benchmark import bench, llama
+    from llmtrain.benchmark import bench
     from llmtrain.compose import run_from
     from llmtrain.data.prepare import prepare
     from llmtrain.errors import ConfigError
@@ -36,15 +36,14 @@ def measure(words: list[str]) -> None:
     repeats = own.get("repeats", "20")
     if not repeats.isdecimal() or repeats == "0":
         raise ConfigError(f"repeats={repeats}: give a whole number of steps, at least 1")
-    if own.get("against", "llama") != "llama":
-        raise ConfigError(f"against={own['against']}: there is only against=llama")
+    if own.get("against", "transformers") != "transformers":
+        raise ConfigError(f"against={own['against']}: there is only against=transformers")
     file = Path(own["json"]) if "json" in own else None
     if file and not file.parent.is_dir():  # before the measuring, not after
         raise ConfigError(f"json={file}: there is no folder {file.parent}")
     run = run_from(overrides)
     setup = set_up(run, prepare(run.data, run.tokenizer))
-    baseline = (lambda: llama(setup)) if "against" in own else None
-    found = bench(setup, steps=int(repeats), baseline=baseline)
+    found = bench(setup, steps=int(repeats), against="against" in own)
     print(table(found))
     if file:
         file.write_text(json.dumps(found.plain(), indent=2) + "\n", encoding="utf-8")
@@ -61,11 +60,9 @@ def table(found: "Benchmark") -> str:
         f"{found.matmul_flops_per_second / 1e9:.0f} GFLOP/s, peak memory {found.peak_memory_bytes / 1e9:.2f} GB",
         f"loader alone: {found.rows_per_second:,.0f} rows/s",
     ]
-    if found.baseline_tokens_per_second is not None:
-        ratio = found.tokens_per_second / found.baseline_tokens_per_second
-        lines.append(
-            f"baseline: {found.baseline_tokens_per_second:,.0f} tokens/s; ours is {ratio:.2f} times as fast"
-        )
+    for name, speed in found.baselines.items():
+        ratio = found.tokens_per_second / speed
+        lines.append(f"transformers' {name}: {speed:,.0f} tokens/s; ours is {ratio:.2f} times as fast")
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ def overrides(folder: Path, **changes: object) -> list[str]:
         "data.cache": f"{folder}/cache", "data.workers": 1, "runs": f"{folder}/runs",
         "tokenizer": "bytes", "tokenizer.n_sentinels": 0, "size": "d1", "model.d_model": 16,
         "model.layers.0.mixer.head_dim": 8, "seq_len": 512, "batch_rows": 4, "steps": 12,
+        "optim": "adamw", "schedule": "cosine", "checkpoint.every": 1000, "eval.every": "null",
         "trainer.log_every": 1, "trainer.threads": 1, "trainer.precision": "fp32", "eval.samples": 1,
     }  # fmt: skip
     base |= {key.replace("__", "."): value for key, value in changes.items()}

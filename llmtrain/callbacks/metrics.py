@@ -11,6 +11,7 @@ from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.loggers.base import Sink
 from llmtrain.lit import Pretrain
 from llmtrain.nn.base import Flops
+from llmtrain.nn import routing
 
 
 class Work(NamedTuple):
@@ -55,6 +56,7 @@ class Metrics(AfterStep):
                 "mfu": rows * self.work.flops_per_row.counter / seconds / self.work.peak,
                 "seconds": progress.seconds,
             }
+            | (routing.report(*module.routed) if module.routed else {})
         )
         progress.nats.zero_()
         progress.counts.zero_()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llmtrain.config import config
 from llmtrain.nn.base import HeadModule
 from llmtrain.nn.model import Model, ModelConfig
+from llmtrain.nn.routing import routers, routing_loss
 from llmtrain.types import Routing, Row, Seq, Visibility, Vocab
 
 
@@ -185,8 +186,6 @@ class Task(nn.Module):
         out = self.objective.loss(self.model, batch)
         if not (self.training and out.routing):
             return out
-        from llmtrain.nn.routing import routers, routing_loss
-
         return out._replace(loss=out.loss + routing_loss(routers(self.model), out.routing))
 
 

@@ -56,4 +56,9 @@ def _attention(device: str, dtype: torch.dtype) -> str:
     return "flex" if device == "cuda" and dtype != torch.float64 else "masked"
 
 
-_PROBES = {"attention": _attention}
+def _experts(device: str, dtype: torch.dtype) -> str:
+    grouped = device == "cuda" and dtype != torch.float64  # which F.grouped_mm refuses
+    return "grouped" if grouped else "sliced"
+
+
+_PROBES = {"attention": _attention, "experts": _experts}
