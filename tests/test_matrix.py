@@ -12,16 +12,15 @@ from llmtrain.objectives.base import Objective, Task
 from llmtrain.objectives.causal import CausalLM
 from llmtrain.ops import backend
 from llmtrain.scoring import HeldOut, score
-from tests.tiny import ARCHS, ROWS, VOCAB, Uniform, batch_of, examples_of, model_of
+from tests.tiny import ARCHS, FAMILIES, ROWS, VOCAB, Uniform, batch_of, examples_of, model_of
 
 SEQ_LEN = 24
 OBJECTIVES: dict[str, Objective] = {
     "clm": CausalLM(),
 }
-CORE = {name: ARCHS[name] for name in ("plain",)}  # one of each family
 objectives = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 archs = pytest.mark.parametrize("cfg", ARCHS.values(), ids=ARCHS.keys())
-families = pytest.mark.parametrize("cfg", CORE.values(), ids=CORE.keys())
+families = pytest.mark.parametrize("cfg", FAMILIES.values(), ids=FAMILIES.keys())
 
 
 def fitting(objective: Objective, cfg: ModelConfig) -> None:

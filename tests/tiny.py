@@ -11,6 +11,7 @@ from llmtrain.data.collate import collate
 from llmtrain.nn.init import initialise
 from llmtrain.nn.mixers.attention import Attention
 from llmtrain.nn.mlps.gelu import GELU
+from llmtrain.nn.mlps.moe import MoE
 from llmtrain.nn.mlps.swiglu import SwiGLU
 from llmtrain.nn.model import Layer, Model, ModelConfig
 from llmtrain.objectives.base import Objective
@@ -32,9 +33,16 @@ DENSE: dict[str, ModelConfig] = {
     }.items()
 }
 
-ARCHS: dict[str, ModelConfig] = {
-    **DENSE,
+MOE: dict[str, ModelConfig] = {
+    name: ModelConfig(n_layers=2, d_model=32, layers=(Layer(mixer=Attention(head_dim=8), mlp=mlp),))
+    for name, mlp in {
+        "moe": MoE(n_experts=4),
+        "moe_shared": MoE(n_experts=4, scores="sigmoid", n_shared=1, balance=0.0, bias_rate=0.01),
+        "moe_expert_choice": MoE(n_experts=4, choice="expert", renormalise=False, balance=0.0),
+    }.items()
 }
+ARCHS: dict[str, ModelConfig] = {**DENSE, **MOE}
+FAMILIES = {name: ARCHS[name] for name in ("plain", "moe")}  # one of each
 
 ROWS = 7  # of a batch: a multiple of what the longest pattern of denoisers repeats after
 N_WORDS = 48
