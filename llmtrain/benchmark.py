@@ -77,7 +77,7 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
     batches = loader(setup.examples(), rows, workers=run.data.loader_workers)
     if run.trainer.compile:
         setup.task.compile()
-    with backend.force(attention=run.trainer.attention):
+    with backend.force(**run.trainer.kernels):
         trainer.fit(module, TimedBatches(batches, times))
     phases = times.medians()
     step = statistics.median(times.step[WARMUP:])

@@ -1,19 +1,22 @@
-"""The command line: words to a run, the run to its end, mistakes to one line and an exit code."""
+"""The command line: words to a run, the run to its end, mistakes and signals to one line and an exit code."""
 
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from llmtrain.compose import compose, run_from
-from llmtrain.errors import ConfigError, UserError
-from llmtrain.typos import did_you_mean, nearest
+from llmtrain.errors import EXIT_CODES, ConfigError, Stopped, UserError
 
 if TYPE_CHECKING:
     from llmtrain.record import RunRecord
     from llmtrain.run import Run
 
 OPTIONS = ("--help", "-h", "--cfg")
+STOPPED = "stopped: the same command continues"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,16 +26,89 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(work: Callable[[], int | None]) -> int:
-    """Do ``work`` and return its exit code; what the user can mend becomes one line on stderr and the code for it."""
+    """Do ``work`` and return its exit code; what the user can mend, or did, becomes one line on stderr and its code."""
     log_to_stderr()
+    signals = Signals()
     try:
-        return work() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped: the same command continues", file=sys.stderr)
-        return 130
+        with signals:
+            return work() or 0
+    except Stopped as stop:
+        line, code = str(stop), stop.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        if signals.code is not None or isinstance(error, KeyboardInterrupt):
+            line, code = (
+                STOPPED,
+                signals.code or 130,
+            )  # compiled code turns what a signal raises into its own errors
+        elif isinstance(error, UserError):
+            line, code = f"error: {error}", error.exit_code
+        else:
+            raise
+    print(line, file=sys.stderr)
+    return code
+
+
+class Signals:
+    """Within it, the first SIGINT, SIGTERM or SIGUSR1 raises ``Stopped``; training puts its own answer in the place.
+
+    Compiled code may keep the main thread from it (the training of a tokenizer), or lose the exception. So a thread
+    waits too, and ends the process ``GRACE`` seconds later, as it may end anywhere: what is on disk survives a kill.
+    A second signal does not wait.
+    """
+
+    GRACE = 2.0
+
+    def __init__(self) -> None:
+        self.code: int | None = None  # of the first signal
+        self._before: dict[int, Any] = {}
+        self._left = threading.Event()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        threading.Thread(target=self._wait, args=(reader,), daemon=True).start()
+        self._woken = signal.set_wakeup_fd(self._writer)
+        self._before = {number: signal.signal(number, self.receive) for number in EXIT_CODES}
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        if self._before:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._woken)
+            os.close(self._writer)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        code = EXIT_CODES[signal.Signals(number)]
+        if self.code is not None:
+            _end(code)
+        self.code = code
+        raise Stopped(STOPPED, code)
+
+    def _wait(self, reader: int) -> None:
+        with open(reader, "rb", buffering=0) as received:
+            while number := received.read(1):
+                if (code := EXIT_CODES.get(signal.Signals(number[0]))) and not self._left.wait(self.GRACE):
+                    _end(code)
+
+
+def _end(code: int) -> None:
+    shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a bar hides the cursor
+    os.write(2, f"{shown}{STOPPED}\n".encode())
+    os._exit(code)
+
+
+def _die_by_default() -> None:
+    """In a fork, such as a worker that reads rows: a signal ends it as it ends any process."""
+    for number in EXIT_CODES:
+        if getattr(signal.getsignal(number), "__func__", None) is Signals.receive:
+            signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_die_by_default)
 
 
 def _command(words: list[str]) -> int:
@@ -47,10 +123,13 @@ def _command(words: list[str]) -> int:
     if "--cfg" in options:
         from omegaconf import OmegaConf
 
+        from llmtrain.compose import compose
+
         print(OmegaConf.to_yaml(compose(overrides)), end="")
         return 0
-    run = run_from(overrides)
-    return _train(run, overrides)
+    from llmtrain.compose import run_from
+
+    return _train(run_from(overrides), overrides)
 
 
 def _train(run: "Run", overrides: list[str]) -> int:
@@ -70,8 +149,9 @@ def _train(run: "Run", overrides: list[str]) -> int:
 def summary(run: "Run", record: "RunRecord") -> str:
     """What a person wants to know of a run that ended, a line each."""
     score, folder = record.score, run.folder
+    error = "" if score.se is None else f" ± {score.se:.4f}"  # one held-out row has none
     rows = [
-        ("score", f"{score.value:.4f} ± {score.se:.4f} {score.unit} ({score.name}, {score.n:,} positions)"),
+        ("score", f"{score.value:.4f}{error} {score.unit} ({score.name}, {score.n:,} positions)"),
         ("bits per byte", "none" if record.bits_per_byte is None else f"{record.bits_per_byte:.4f}"),
         ("speed", f"{record.tokens_per_second:,.0f} tokens/s, MFU {record.mfu:.1%}"),
         ("time", f"{record.wall_seconds:.0f} s, {record.raw_tokens:,} tokens, {record.steps:,} steps"),
@@ -98,6 +178,8 @@ class _Lines(logging.Handler):
 
 
 def _check_options(options: list[str]) -> None:
+    from llmtrain.typos import did_you_mean, nearest
+
     for option in options:
         if option in {"-m", "--multirun"}:
             raise ConfigError(

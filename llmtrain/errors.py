@@ -4,6 +4,10 @@ Exit codes: 0 done, 2 configuration, 3 data, 4 numbers, 5 storage, 130 and 143 s
 such an error as one line; anything else is a bug of ours and keeps its traceback.
 """
 
+import signal
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}  # SIGUSR1 is SLURM's warning
+
 
 class UserError(Exception):
     """One clear line: what, where, why, and the way out."""
@@ -33,3 +37,11 @@ class StorageError(UserError):
     """A disk that is full, a folder in use, a checkpoint that is damaged."""
 
     exit_code = 5
+
+
+class Stopped(BaseException):
+    """A signal ended the work. Nobody's failure: no ``except Exception`` takes it for one."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

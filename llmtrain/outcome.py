@@ -27,8 +27,9 @@ def conclude(
     setup.task.to(device)  # Lightning leaves a model on the CPU
     with module.optimizer.ema_weights():
         write_text(run.folder / "samples.md", samples(setup))
-    main = run.objective.evaluations()[0]
-    loss_figure(run.folder, run.folder.name, score_name=main.score_name, unit=main.score_unit)
+    main, *others = run.objective.evaluations()
+    alike = [main.score_name, *(o.score_name for o in others if o.score_unit == main.score_unit)]
+    loss_figure(run.folder, run.folder.name, score_names=alike, unit=main.score_unit)
     record = record_of(setup, module, scores, work, parent, device)
     record.write(run.folder / "record.json")
     return record
@@ -81,8 +82,7 @@ def record_of(
     objective = labels.objective or type(run.objective).__name__.lower()
     architecture = labels.architecture or type(run.model.layers[0].mixer).__name__.lower()
     decay = run.schedule.decay_steps(setup.horizon)
-    score_name = run.objective.evaluations()[0].score_name
-    main = together({name: found for name, found in scores.items() if found.score.name == score_name})
+    main = together({name: scores[name] for name in setup.main_scores})
     n_fit = size.non_embedding + (0 if size.head else size.embedding)
     return RunRecord(
         run=run.folder.name,

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lightning import Callback
 
 from llmtrain import philox, run_folder
 from llmtrain.accounting import peak_flops
@@ -25,7 +26,7 @@ from llmtrain.callbacks.metrics import Metrics, Work
 from llmtrain.config import to_plain
 from llmtrain.data.examples import RankRows, loader
 from llmtrain.data.prepare import prepare
-from llmtrain.errors import ConfigError, StorageError, UserError
+from llmtrain.errors import ConfigError, Stopped, StorageError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.lock import RunLock
 from llmtrain.ops import backend
@@ -40,12 +41,8 @@ from llmtrain.trainer import DTYPES, autocast
 log = logging.getLogger(__name__)
 
 
-class Interrupted(UserError):
+class Interrupted(Stopped):
     """A signal ended the run between two steps; its state is saved."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
@@ -70,7 +67,7 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         with preparing(show=rank == 0) as progress:
             prepared = prepare(run.data, run.tokenizer, progress=progress)
         setup = set_up(run, prepared)
-        stack.enter_context(backend.force(attention=run.trainer.attention))
+        stack.enter_context(backend.force(**run.trainer.kernels))
         origin = origin_of(run, identity_of(setup), rank=rank, horizon=setup.horizon)
         if rank == 0:
             announce(setup, origin)
@@ -98,7 +95,8 @@ def _fit(
         stack.callback(checkpoints.finish)
         interrupts = Interrupts()
         trainer = run.trainer.lightning(
-            accumulate=accumulate, callbacks=[metrics, evaluation, checkpoints, interrupts]
+            accumulate=accumulate,
+            callbacks=[*_profiles(run, rank), metrics, evaluation, checkpoints, interrupts],
         )
         device = trainer.strategy.root_device  # afterwards Lightning has forgotten it
         module = Pretrain(
@@ -132,6 +130,14 @@ def _fit(
                 interrupts.exit_code,
             )
         return conclude(setup, module, final, work, parent, device)
+
+
+def _profiles(run: Run, rank: int) -> list[Callback]:
+    if run.trainer.profile is None or rank:
+        return []
+    from llmtrain.callbacks.profile import Profile
+
+    return [Profile(run.folder / "profile", run.trainer.profile)]
 
 
 def identity_of(setup: Setup) -> dict[str, str]:
@@ -241,6 +247,12 @@ def announce(setup: Setup, origin: Origin | None) -> None:
         setup.horizon * run.batch_rows * setup.flops.model, run.trainer.chosen_precision(),
         ", compiled" if run.trainer.compile else "",
     )  # fmt: skip
+    for name, report in setup.prepared.report["held_out"].items():
+        if report["also_in_training"]:
+            log.warning(
+                "held-out set %s: %d of its %d documents are exact copies of training documents; they are scored too",
+                name, report["also_in_training"], report["documents"] - report["duplicate_documents"],
+            )  # fmt: skip
     if origin is not None and not origin.branches:
         log.info("continuing at step %d", origin.step)
         for change in run_folder.changes_of_machine(run):

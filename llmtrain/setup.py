@@ -38,6 +38,17 @@ class Setup(NamedTuple):
         """Raw tokens of one pass over the training rows."""
         return sum(rows.n_tokens for rows in self.rows)
 
+    @property
+    def main_scores(self) -> tuple[str, ...]:
+        """Of ``held_out``, what makes the run's own score: the first evaluation, on the corpus' own validation."""
+        main = self.run.objective.evaluations()[0].score_name
+        named = self.prepared.held_out
+        return tuple(
+            key
+            for key, of in self.held_out.items()
+            if of.objective.score_name == main and key.partition("/")[0] not in named
+        )
+
     def unique_tokens(self, n_rows: int) -> int:
         """How many different raw tokens the first ``n_rows`` rows of the run hold."""
         read = zip(self.stream.consumed(n_rows), self.rows, strict=True)
@@ -101,10 +112,10 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
 
 
 def held_out(prepared: Prepared) -> dict[str, Shards]:
-    """The held-out shards by the name of their set: of a mix, one for each of its parts."""
+    """The held-out shards by the name of their set: of a mix, one for each of its parts; then the named ones."""
     if len(prepared.validation) == 1:
-        return {"validation": next(iter(prepared.validation.values()))}
-    return {f"validation_{name}": shards for name, shards in prepared.validation.items()}
+        return {"validation": next(iter(prepared.validation.values()))} | prepared.held_out
+    return {f"validation_{name}": shards for name, shards in prepared.validation.items()} | prepared.held_out
 
 
 def rows_of(

@@ -34,7 +34,17 @@ class Trainer:
     deterministic: bool = True  # the same bits from the same seed
     threads: PositiveInt | None = None  # of torch on the CPU; none: its own choice
     attention: Literal["auto", "reference", "masked", "by_document", "flash", "flex"] = "auto"
+    scan: Literal["auto", "reference", "chunked", "mamba"] = "auto"
+    experts: Literal["auto", "reference", "sliced", "grouped"] = "auto"
     log_every: PositiveInt = 10  # steps
+    profile: PositiveInt | None = (
+        None  # steps, after some to warm up, recorded into profile/ of the run's folder
+    )
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The implementation of each operation; auto is the machine's choice."""
+        return {"attention": self.attention, "scan": self.scan, "experts": self.experts}
 
     @property
     def world(self) -> int:

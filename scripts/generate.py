@@ -39,7 +39,7 @@ def sample(args: argparse.Namespace) -> None:
     except ValidationError as error:
         raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     loaded = llmtrain.load(args.run, step=args.step)
-    if loaded.objective.sees is not Visibility.CAUSAL or loaded.objective.encoder:
+    if not loaded.objective.continues:
         raise ConfigError(
             f"{args.run} was trained with {type(loaded.objective).__name__}, which does not continue text"
         )
@@ -47,7 +47,13 @@ def sample(args: argparse.Namespace) -> None:
     rng = philox.generator(args.seed, "generate")
     n_reserved = loaded.tokenizer.n_reserved
     made = generate(
-        loaded.model, ids, n_tokens=args.tokens, n_reserved=n_reserved, sampling=sampling, rng=rng
+        loaded.model,
+        ids,
+        n_tokens=args.tokens,
+        n_reserved=n_reserved,
+        sampling=sampling,
+        rng=rng,
+        prefix=len(ids) if loaded.objective.sees is Visibility.PREFIX else 0,
     )
     print(args.prompt + loaded.tokenizer.decode(made))
 

@@ -60,12 +60,19 @@ def rendered(example: Any, piece: Piece, name: str = "") -> Iterator["Table | st
 
     An array beside several streams of its length goes with the last, which is the one that is predicted.
     """
-    from llmtrain.types import Seq
+    import numpy as np
+
+    from llmtrain.types import IGNORE, Seq
 
     if isinstance(example, Seq):
         example = {"": example}
     elif isinstance(example, tuple):
         example = example._asdict() if hasattr(example, "_asdict") else dict(enumerate(example))
+    if {"at", "targets", "text"} <= example.keys():  # targets of some positions alone
+        known = example["targets"] != IGNORE
+        full = np.full(example["text"].ids.shape, IGNORE)
+        full[example["at"][known]] = example["targets"][known]
+        example = {key: value for key, value in example.items() if key != "at"} | {"targets": full}
     streams = {key: value for key, value in example.items() if isinstance(value, Seq)}
     beside: dict[str, dict[str, list[str]]] = {key: {} for key in streams}
     others: list[Table | str] = []

@@ -114,8 +114,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not (home / path).exists()
         (home / path).write_text(text.lstrip())
     for path, before, line in (
-        ("tests/test_matrix.py", "OBJECTIVES: dict[str, Objective] = {", '"toy": SkipLM(),'),
-        ("tests/test_matrix.py", "\n\n", "from llmtrain.objectives.toy import SkipLM"),
+        ("tests/matrix.py", "OBJECTIVES: dict[str, Objective] = {", '"toy": SkipLM(),'),
+        ("tests/matrix.py", "\n\n", "from llmtrain.objectives.toy import SkipLM"),
         (
             "tests/tiny.py",
             "ARCHS: dict[str, ModelConfig] = {",
@@ -171,6 +171,7 @@ def test_the_matrix_covers_them_by_their_lines(checkout: Path) -> None:
         "-m",
         "pytest",
         "tests/test_matrix.py",
+        "tests/test_matrix_counts.py",
         "tests/test_configs.py",
         "-k",
         "clm-toy or toy-plain or toy-toy or toy.yaml",

@@ -51,7 +51,10 @@ def test_rows_places_and_positions_are_independent():
 
 
 def test_no_two_places_are_alike():
-    masks = {kept(place=place, keys=KEYS[:1]).numpy().tobytes() for place in (*range(200), *range(1 << 20, (1 << 20) + 200))}
+    masks = {
+        kept(place=place, keys=KEYS[:1]).numpy().tobytes()
+        for place in (*range(200), *range(1 << 20, (1 << 20) + 200))
+    }
     assert len(masks) == 400
 
 

@@ -37,9 +37,13 @@ def test_an_experiment_runs_two_steps(tmp_path: Path, experiment: str) -> None:
             "data.validation_min_bytes=2000", "tokenizer.vocab_size=700", "seq_len=64", "eval.samples=1",
             "trainer.precision=fp32", "trainer.threads=1",
         ]
+        + ["objective.eval_negatives=3"] * experiment.startswith("contrastive")
     )  # fmt: skip
     record = train(run)
     assert record is not None
     assert (record.steps, record.status) == (2, "finished")
     assert record.run.startswith(f"{experiment}-")
-    assert record.bits_per_byte is not None and 0 < record.bits_per_byte < 12
+    assert record.score.value > 0
+    assert record.validation.keys() >= {f"validation/{record.score.name}"}
+    if run.objective.likelihood:
+        assert record.bits_per_byte is not None and 0 < record.bits_per_byte < 12

@@ -158,7 +158,7 @@ def test_documents_of_a_row_do_not_hear_one_another(cfg):
 
 @variants
 def test_a_batch_is_learnt_by_heart(mlm):
-    out = overfit(mlm, DENSE["plain"], steps=60)
+    out = overfit(mlm, DENSE["plain"], steps=25)
     assert (out.nats.sum() / out.counts.sum()).item() < 0.1
 
 
@@ -241,13 +241,13 @@ class Cheat(MaskedLM):
 def test_the_floor_holds_and_catches_a_leak(mlm):
     model = model_of(mlm, ModelConfig(**{**vars(DENSE["plain"]), "n_layers": 1}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    train = Uniform(32 * 80, 20, seed=1000)
-    for step in range(80):
-        batch = collate([example(mlm, train[32 * step + i]) for i in range(32)])
+    train = Uniform(16 * 60, 20, seed=1000)
+    for step in range(60):
+        batch = collate([example(mlm, train[16 * step + i]) for i in range(16)])
         optimizer.zero_grad()
         mlm.loss(model, batch).loss.backward()
         optimizer.step()
-    held_out = HeldOut(mlm, Uniform(256, 20, seed=0), "", "", True)
+    held_out = HeldOut(mlm, Uniform(128, 20, seed=0), "", "", True)
     found = score(Task(model, mlm), held_out, VOCAB, seq_len=20, batch_rows=64, context=nullcontext).score
     floor = mlm.floor(VOCAB, 20)
     if isinstance(mlm, Cheat):

@@ -139,14 +139,14 @@ def test_without_weights_there_is_no_loss():
 
 
 def test_the_bias_brings_an_unbalanced_router_to_balance():
-    one = layer(bias_rate=0.005, balance=0.0, scores="sigmoid")
+    one = layer(bias_rate=0.01, balance=0.0, scores="sigmoid")
     initialise(one, n_layers=1, seed=0)
-    seq = stream(((200,),), 200)
-    x = noise(1, 200, D)
+    seq = stream(((160,),), 160)
+    x = noise(1, 160, D)
     with torch.no_grad():  # a direction that all tokens share, which the first expert likes
         x += one.router.weight[0] / one.router.weight[0].norm() * 4
         history = []
-        for _ in range(250):
+        for _ in range(80):
             counts = one(x, seq).routing[0].counts
             history.append(report([counts], [x.new_zeros(())], [x.new_ones(())])["load_max_over_mean"])
             update_biases([one], [counts])

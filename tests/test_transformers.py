@@ -11,6 +11,7 @@ from llmtrain.export.families import from_hf, to_hf
 from llmtrain.nn.init import initialise
 from llmtrain.nn.mixers.attention import Attention
 from llmtrain.nn.mixers.cross import CrossAttention
+from llmtrain.nn.mixers.ssm import SSM
 from llmtrain.nn.mlps.gelu import GELU
 from llmtrain.nn.mlps.moe import MoE
 from llmtrain.nn.mlps.swiglu import SwiGLU
@@ -44,6 +45,13 @@ def gemma(**model: object) -> ModelConfig:
     return replace(plain, **{"norm": "sandwich", "embed_scale": True, "cross": cross} | model)
 
 
+def hybrid(mlp: object, *, ssm: int = 2, attend: int = 1, **model: object) -> ModelConfig:
+    """A pattern of so many layers of each."""
+    state = Layer(mixer=SSM(d_state=8, head_dim=16, groups=2, chunk=16), mlp=mlp)
+    heads = Layer(mixer=Attention(head_dim=16, kv_group=2, qk_norm=False), mlp=mlp)
+    return ModelConfig(n_layers=ssm + attend, d_model=64, layers=(state,) * ssm + (heads,) * attend, **model)
+
+
 def wide(cfg: ModelConfig) -> ModelConfig:
     """Attention twice as wide as the model, as in small models of Qwen3 and Gemma."""
     layers = tuple(replace(layer, mixer=replace(layer.mixer, expand=2.0)) for layer in cfg.layers)
@@ -68,6 +76,12 @@ FAMILIES: dict[str, tuple[str, Use, ModelConfig]] = {
     "t5gemma": ("T5GemmaForConditionalGeneration", SEQ2SEQ, gemma()),
     "t5gemma apart": ("T5GemmaForConditionalGeneration", SEQ2SEQ, gemma(share_embeddings=False, tie_embeddings=False)),
     "t5gemma wide": ("T5GemmaForConditionalGeneration", SEQ2SEQ, wide(gemma())),
+    "mamba2": ("Mamba2ForCausalLM", CAUSAL, hybrid(None, attend=0)),
+    "mamba2 untied": ("Mamba2ForCausalLM", CAUSAL, hybrid(None, attend=0, tie_embeddings=False)),
+    "granite": ("GraniteMoeHybridForCausalLM", CAUSAL, hybrid(SwiGLU())),
+    "granite moe": ("GraniteMoeHybridForCausalLM", CAUSAL, hybrid(MoE(n_experts=4, n_shared=2), embed_scale=True)),
+    "granite without attention": ("GraniteMoeHybridForCausalLM", CAUSAL, hybrid(SwiGLU(), attend=0)),
+    "granite without state": ("GraniteMoeHybridForCausalLM", CAUSAL, hybrid(MoE(n_experts=4, n_shared=1), ssm=0, attend=2)),
 }  # fmt: skip
 each_family = pytest.mark.parametrize("name", FAMILIES)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from llmtrain.data.collate import collate
 from llmtrain.nn.init import initialise
 from llmtrain.nn.mixers.attention import Attention
+from llmtrain.nn.mixers.cross import CrossAttention
 from llmtrain.nn.mlps.gelu import GELU
 from llmtrain.nn.mlps.moe import MoE
 from llmtrain.nn.mlps.swiglu import SwiGLU
@@ -17,10 +18,15 @@ from llmtrain.nn.model import Layer, Model, ModelConfig
 from llmtrain.objectives.base import Objective
 from llmtrain.types import N_FIXED, NO_DOC, Row, Seq, Visibility, Vocab
 
+CROSS = CrossAttention(head_dim=8)
 # one architecture a line; every test of layers, blocks and models runs on all of them
 DENSE: dict[str, ModelConfig] = {
     name: ModelConfig(
-        n_layers=2, d_model=32, layers=(Layer(mixer=Attention(head_dim=8, **mixer), mlp=mlp),), **model
+        n_layers=2,
+        d_model=32,
+        layers=(Layer(mixer=Attention(head_dim=8, **mixer), mlp=mlp),),
+        cross=CROSS,
+        **model,
     )
     for name, (mixer, mlp, model) in {
         "plain": ({}, SwiGLU(), {}),
@@ -34,7 +40,9 @@ DENSE: dict[str, ModelConfig] = {
 }
 
 MOE: dict[str, ModelConfig] = {
-    name: ModelConfig(n_layers=2, d_model=32, layers=(Layer(mixer=Attention(head_dim=8), mlp=mlp),))
+    name: ModelConfig(
+        n_layers=2, d_model=32, layers=(Layer(mixer=Attention(head_dim=8), mlp=mlp),), cross=CROSS
+    )
     for name, mlp in {
         "moe": MoE(n_experts=4),
         "moe_shared": MoE(n_experts=4, scores="sigmoid", n_shared=1, balance=0.0, bias_rate=0.01),
@@ -44,7 +52,6 @@ MOE: dict[str, ModelConfig] = {
 ARCHS: dict[str, ModelConfig] = {**DENSE, **MOE}
 FAMILIES = {name: ARCHS[name] for name in ("plain", "moe")}  # one of each
 
-ROWS = 7  # of a batch: a multiple of what the longest pattern of denoisers repeats after
 N_WORDS = 48
 N_RESERVED = N_FIXED + 16  # with sentinels
 VOCAB = Vocab(

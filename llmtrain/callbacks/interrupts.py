@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 
 from llmtrain.callbacks.base import AfterStep
+from llmtrain.errors import EXIT_CODES, Stopped
 from llmtrain.lit import Pretrain
-
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}  # SIGUSR1 is SLURM's warning
 
 
 class Interrupts(AfterStep):
@@ -22,13 +21,20 @@ class Interrupts(AfterStep):
         self.exit_code: int | None = None
         self._received: int | None = None
         self._before: dict[int, Any] = {}
+        self._woken = -1
 
     def on_train_start(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         self._before = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
+        self._woken = signal.set_wakeup_fd(-1)  # whoever waits there would not wait for the step to end
 
     def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._woken)
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        if isinstance(exception, Stopped) and (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(signal.SIGTERM)  # further ranks would wait for this one
 
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         code = 0 if self._received is None else EXIT_CODES[signal.Signals(self._received)]

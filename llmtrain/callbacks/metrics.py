@@ -10,8 +10,8 @@ import torch.distributed as dist
 from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.loggers.base import Sink
 from llmtrain.lit import Pretrain
-from llmtrain.nn.base import Flops
 from llmtrain.nn import routing
+from llmtrain.nn.base import Flops
 
 
 class Work(NamedTuple):

@@ -1,10 +1,33 @@
 """The `data` group of the config: a corpus is a source with the rules that make rows of it; a mix, several."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from llmtrain.config import config, free
 from llmtrain.data.sources.base import Source
+from llmtrain.data.sources.text import TextFiles
 from llmtrain.errors import ConfigError
+
+
+def _sources(named: Any) -> Any:
+    """Paths in the place of a source are those of text files."""
+    if not isinstance(named, dict):
+        return named
+    return {name: _source(given) for name, given in named.items()}
+
+
+def _source(given: Any) -> Any:
+    if isinstance(given, str):
+        return TextFiles(paths=given)
+    return TextFiles(paths=tuple(given)) if isinstance(given, list | tuple) else given
+
+
+# further validation sets by name: scored beside the corpus' own validation part, and never trained on
+NamedSources = Annotated[dict[str, Source], BeforeValidator(_sources)]
 
 
 @config
@@ -25,6 +48,7 @@ class Corpus:
     )
     deduplicate: bool = True  # drop exact copies of a document
     max_bytes: int | None = None  # read no more than this of the source
+    held_out: NamedSources = field(default_factory=dict)
     isolate_documents: bool = True  # no attention from one document of a row to another
     cache: str = free("cache")  # folder of prepared corpora
     workers: int | None = free(None)  # processes that tokenize; None = one a core
@@ -51,10 +75,12 @@ class Corpus:
             raise ConfigError(
                 f"data.near_duplicate={self.near_duplicate} must be above 0 and at most 1 (1 turns the rule off)"
             )
+        _check_names("held_out", self.held_out)
 
 
-# fields that decide where and how fast a corpus is prepared, and how it is read, but not what is prepared
-RUNTIME = ("isolate_documents", "cache", "workers", "loader_workers")
+# fields that are no part of what is prepared of the source: how it is read, where and how fast it is prepared, and
+# what is scored besides; of a mix, they are set for all components
+OUTSIDE = ("held_out", "isolate_documents", "cache", "workers", "loader_workers")
 
 
 @config
@@ -66,6 +92,7 @@ class Mix:
 
     components: dict[str, Corpus]
     weights: dict[str, float]  # by component; scaled to sum to 1
+    held_out: NamedSources = field(default_factory=dict)
     isolate_documents: bool = True
     cache: str = free("cache")
     workers: int | None = free(None)
@@ -84,17 +111,23 @@ class Mix:
                 raise ConfigError(
                     f"data.weights.{name}={weight} must be above 0; leave the component out instead"
                 )
-        defaults = Mix.__dataclass_fields__
+        _check_names("components", self.components)
+        _check_names("held_out", self.held_out)
         for name, corpus in self.components.items():
-            if not name.replace("-", "_").isidentifier():
-                raise ConfigError(
-                    f"data.components.{name}: use letters, digits, - and _ only, as it names a folder"
-                )
-            for field in RUNTIME:
-                if getattr(corpus, field) != defaults[field].default:
-                    raise ConfigError(
-                        f"data.components.{name}.{field} has no effect in a mix; set data.{field}"
-                    )
+            untouched = Corpus(source=corpus.source)
+            for key in OUTSIDE:
+                if getattr(corpus, key) != getattr(untouched, key):
+                    raise ConfigError(f"data.components.{name}.{key} has no effect in a mix; set data.{key}")
+
+
+def _check_names(key: str, names: Iterable[str]) -> None:
+    for name in names:
+        if not name.replace("-", "_").isidentifier():
+            raise ConfigError(f"data.{key}.{name}: use letters, digits, - and _ only, as it names a folder")
+        if key == "held_out" and (name == "validation" or name.startswith("validation_")):
+            raise ConfigError(
+                f"data.held_out.{name}: the corpus' own validation part is called so; choose another name"
+            )
 
 
 def _listed(names: dict) -> str:

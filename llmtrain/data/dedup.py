@@ -2,12 +2,14 @@
 
 import contextlib
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from llmtrain.data.spool import blocks
 
+_PAIR = np.dtype([("high", "<u8"), ("low", "<u8")])
 _HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("ordinal", "<u8")])
 _IN_MEMORY = 1 << 22  # records sorted at once, about: 100 MB
 _MAX_BITS = 9  # as many open files as any system allows
@@ -35,6 +37,30 @@ def mark_duplicates(index: np.ndarray, scratch: Path, *, in_memory: int = _IN_ME
         duplicate[records["ordinal"][order[same]]] = True
     shutil.rmtree(buckets)
     return duplicate
+
+
+def keep_hashes(index: np.ndarray, kept: np.ndarray, path: Path) -> None:
+    """Write the hashes of the ``kept`` records of ``index`` (a mask), in their order, for ``count_copies``."""
+    partial, first = path.with_name(path.name + ".tmp"), 0
+    with partial.open("wb") as file:
+        for block in blocks(index):
+            mine = block[kept[first : first + len(block)]]
+            pairs = np.empty(len(mine), _PAIR)
+            pairs["high"], pairs["low"] = mine["high"], mine["low"]
+            file.write(pairs.tobytes())
+            first += len(block)
+    partial.rename(path)
+
+
+def count_copies(hashes: Path, of: Iterable[Path]) -> int:
+    """How many of the distinct ``hashes`` are among those of the other files; only the first are all in memory."""
+    mine = np.fromfile(hashes, _PAIR)
+    wanted, found = set(mine.tolist()), set[tuple[int, int]]()
+    for other in of:
+        if other.stat().st_size:  # an empty file cannot be mapped
+            for block in blocks(np.memmap(other, _PAIR, "r")):
+                found |= wanted & set(block[np.isin(block["high"], mine["high"])].tolist())
+    return len(found)
 
 
 def _distribute(index: np.ndarray, folder: Path, bits: int) -> None:

@@ -10,12 +10,13 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from llmtrain.data.shard_writer import ShardWriter
 from llmtrain.data.spool import blocks, open_index
 from llmtrain.data.stages import flush
 from llmtrain.data.tokenizers.base import Tokenizer, load_tokenizer
@@ -41,6 +42,30 @@ class Job(NamedTuple):
     records: Path  # index file
     tokenizer: Path
     chunks: Path  # folder
+
+
+def write_shards(
+    job: Job,
+    folder: Path,
+    meta: Mapping[str, str],
+    *,
+    workers: int | None,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Tokenize what ``job`` names into shards at ``folder``, if they are not there; chunks of a killed start are taken.
+
+    ``progress`` gets the bytes done and in all.
+    """
+    if folder.exists():
+        return
+    tokenizer, chunks = load_tokenizer(job.tokenizer), plan(job)
+    done, total = 0, sum(chunk.n_bytes for chunk in chunks)
+    for n_bytes in encode(job, chunks, workers=workers):
+        done += n_bytes
+        progress(done, total)
+    with ShardWriter(folder, tokenizer.vocab(), {"tokenizer_hash": tokenizer.hash, **meta}) as writer:
+        for ids, n_bytes in sections(chunks):
+            writer.add(ids, n_bytes)
 
 
 def plan(job: Job) -> list[Chunk]:

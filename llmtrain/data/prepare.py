@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmtrain.data.corpus import RUNTIME, Corpus, Mix
-from llmtrain.data.dedup import mark_duplicates
+from llmtrain.data.corpus import OUTSIDE, Corpus, Mix
+from llmtrain.data.dedup import count_copies, keep_hashes, mark_duplicates
 from llmtrain.data.digests import Digests, combine
-from llmtrain.data.encode import Job, encode, plan, sections
-from llmtrain.data.shards import Shards, ShardWriter
+from llmtrain.data.encode import Job, write_shards
+from llmtrain.data.held_out import DOCUMENTS, fingerprint_of, prepare_set
+from llmtrain.data.shards import Shards
 from llmtrain.data.split import split
-from llmtrain.data.spool import Spool, open_index, spool_documents
+from llmtrain.data.spool import Spool, blocks, open_index, spool_documents
 from llmtrain.data.stages import alone, flush, stage, storage_told
 from llmtrain.data.tokenizers.base import Tokenizer, TokenizerConfig, load_tokenizer
 from llmtrain.data.training_text import training_text
@@ -29,6 +30,7 @@ from llmtrain.types import Vocab
 log = logging.getLogger(__name__)
 
 _SIDES = ("train", "validation")
+_TRAINED = "trained_documents.bin"  # hashes of the documents of which any text is for training
 _FORMAT = 1  # of the rules: a change of what they yield makes every corpus anew
 
 Progress = Callable[[str, int, int | None], None]  # stage, bytes done, bytes in all (None: not known)
@@ -50,10 +52,11 @@ class Prepared(NamedTuple):
     vocab: Vocab
     train: tuple[Part, ...]
     validation: dict[str, Shards]  # by part
+    held_out: dict[str, Shards]  # the named sets
     fingerprint: str  # of the text and of the rules that split it, whatever the tokenizer
     report: dict[
         str, Any
-    ]  # by part: documents, bytes, tokens, what was dropped; and the seconds of each stage
+    ]  # by part and by named set: documents, bytes, tokens, what was dropped; seconds by stage
 
 
 def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progress | None = None) -> Prepared:
@@ -69,15 +72,15 @@ def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progres
     cache = Path(data.cache).expanduser()
     digests = Digests(cache / "digests.json")
     fingerprint = _fingerprint(parts, shares, digests)
+    sets = {name: fingerprint_of(name, source, digests) for name, source in data.held_out.items()}
     folder = cache / combine([fingerprint, tokenizer.identity()])
+    told = _slowed(progress)
     with storage_told(cache):
         digests.save()
         if not _is_whole(folder, shares):
             with alone(folder.with_suffix(".lock")):
                 if not _is_whole(folder, shares):  # another process may have made it while this one waited
-                    making = _Making(
-                        folder.with_suffix(".partial"), parts, shares, fingerprint, _slowed(progress)
-                    )
+                    making = _Making(folder.with_suffix(".partial"), parts, shares, fingerprint, told)
                     making.run(tokenizer, data.workers)
                     if _fingerprint(parts, shares, digests) != fingerprint:
                         shutil.rmtree(making.folder)
@@ -85,12 +88,28 @@ def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progres
                     shutil.rmtree(folder, ignore_errors=True)
                     making.folder.rename(folder)
                     flush(cache)
-    return _open(folder, shares, fingerprint)
+    prepared = _open(folder, shares, fingerprint)
+    for name, source in data.held_out.items():
+        with storage_told(cache):
+            made = prepare_set(
+                name,
+                source,
+                sets[name],
+                cache,
+                folder / "tokenizer",
+                digests,
+                workers=data.workers,
+                progress=told,
+            )
+        copies = count_copies(made.folder / DOCUMENTS, (folder / part / _TRAINED for part in shares))
+        prepared.held_out[name] = made.shards
+        prepared.report["held_out"][name] = made.report | {"also_in_training": copies}
+    return prepared
 
 
 def _fingerprint(parts: dict[str, Corpus], shares: dict[str, float], digests: Digests) -> str:
     rules = [
-        {f.name: getattr(part, f.name) for f in fields(part) if f.name not in (*RUNTIME, "source")}
+        {f.name: getattr(part, f.name) for f in fields(part) if f.name not in (*OUTSIDE, "source")}
         for part in parts.values()
     ]
     sources = [part.source.fingerprint(digests) for part in parts.values()]
@@ -99,7 +118,7 @@ def _fingerprint(parts: dict[str, Corpus], shares: dict[str, float], digests: Di
 
 def _is_whole(folder: Path, names: Iterable[str]) -> bool:
     """Whether nothing is missing; a user may have deleted a part that was damaged, to have it made again."""
-    sides = [folder / name / side for name in names for side in _SIDES]
+    sides = [folder / name / side for name in names for side in (*_SIDES, _TRAINED)]
     return all(path.exists() for path in (folder / "tokenizer", folder / "report.json", *sides))
 
 
@@ -110,8 +129,8 @@ def _open(folder: Path, shares: dict[str, float], fingerprint: str) -> Prepared:
         for name, share in shares.items()
     )
     validation = {name: Shards.open_for(folder / name / "validation", tokenizer) for name in shares}
-    report = json.loads((folder / "report.json").read_text())
-    return Prepared(folder, tokenizer, train[0].shards.vocab, train, validation, fingerprint, report)
+    report = json.loads((folder / "report.json").read_text()) | {"held_out": {}}
+    return Prepared(folder, tokenizer, train[0].shards.vocab, train, validation, {}, fingerprint, report)
 
 
 class _Making:
@@ -147,6 +166,7 @@ class _Making:
                 for name in self._parts:
                     for side in _SIDES:
                         self._tokenize(name, side, workers)
+                    self._keep_hashes(name)
             content = {"parts": {name: self._report(name) for name in self._parts}, "seconds": self._seconds}
             unfinished = report.with_suffix(".tmp")
             unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False))
@@ -184,20 +204,18 @@ class _Making:
         config.build(texts, folder)
 
     def _tokenize(self, name: str, side: str, workers: int | None) -> None:
-        work, folder = self._work(name), self.folder / name / side
-        if folder.exists():
-            return
-        tokenizer = load_tokenizer(self.folder / "tokenizer")
+        work = self._work(name)
         job = Job(work / "documents" / "text", work / "split" / side, self.folder / "tokenizer", work / side)
-        chunks = plan(job)
-        done, total = 0, sum(chunk.n_bytes for chunk in chunks)
-        for n_bytes in encode(job, chunks, workers=workers):
-            done += n_bytes
-            self._progress("tokenize", done, total)
-        meta = {"tokenizer_hash": tokenizer.hash, "source_fingerprint": self._fingerprint}
-        with ShardWriter(folder, tokenizer.vocab(), {**meta, "part": name, "side": side}) as writer:
-            for ids, n_bytes in sections(chunks):
-                writer.add(ids, n_bytes)
+        meta = {"source_fingerprint": self._fingerprint, "part": name, "side": side}
+        told = partial(self._progress, "tokenize")
+        write_shards(job, self.folder / name / side, meta, workers=workers, progress=told)
+
+    def _keep_hashes(self, name: str) -> None:
+        index = open_index(self._work(name) / "documents" / "index")
+        trained = np.zeros(len(index), bool)
+        for block in blocks(open_index(self._work(name) / "split" / "train")):
+            trained[block["document"]] = True
+        keep_hashes(index, trained, self.folder / name / _TRAINED)
 
     def _report(self, name: str) -> dict[str, Any]:
         work = self._work(name)

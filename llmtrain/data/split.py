@@ -51,7 +51,7 @@ def split(spool: Spool, duplicate: np.ndarray, corpus: Corpus, folder: Path) -> 
     Returns counts for the report. Raises DataError where the corpus is too small, or too much alike, to be split.
     """
     limits = _limits(spool, duplicate, corpus)
-    _write_sections(spool, duplicate, limits.section, folder / "sections")
+    write_sections(spool, duplicate, limits.section, folder / "sections")
     sections = open_index(folder / "sections")
     if len(sections) < 2:
         n_bytes = int(sections["bytes"].sum())
@@ -83,7 +83,8 @@ def _limits(spool: Spool, duplicate: np.ndarray, corpus: Corpus) -> Limits:
     )
 
 
-def _write_sections(spool: Spool, duplicate: np.ndarray, limit: int, path: Path) -> None:
+def write_sections(spool: Spool, duplicate: np.ndarray, limit: int, path: Path) -> None:
+    """Write the index of what each document that is no ``duplicate`` is cut into, at most ``limit`` bytes a section."""
     first = 0
     with IndexWriter(path) as index:
         for block in blocks(spool.index):

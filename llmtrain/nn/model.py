@@ -39,6 +39,8 @@ class ModelConfig:
     norm: Literal["pre", "sandwich"] = "pre"  # before each part, or before and after it
     norm_eps: float = 1e-6
     tie_embeddings: bool = True  # the head reads the input embedding's table
+    share_embeddings: bool = True  # an encoder reads the decoder's table; else it has one of its own
+    embed_scale: bool = False  # embeddings times sqrt(d_model) (Vaswani et al. 2017), as Gemma has them
     dropout: float = 0.0  # share of what each part adds to the residual stream, and of the embedding
     cross: CrossAttention = CrossAttention()  # used where the objective asks for an encoder
 
@@ -176,6 +178,10 @@ class Model(nn.Module):
         super().__init__()
         _, d_model = cfg.shape
         self.embed = nn.Embedding(vocab_size, d_model)
+        self.source_embed = (
+            nn.Embedding(vocab_size, d_model) if encoder and not cfg.share_embeddings else None
+        )
+        self.scale = d_model**0.5 if cfg.embed_scale else None
         self.encoder = Trunk(cfg, Visibility.BIDIRECTIONAL, place=_ENCODER) if encoder else None
         self.trunk = Trunk(cfg, visibility, cross=encoder)
         self.head = head
@@ -185,9 +191,9 @@ class Model(nn.Module):
     def forward(self, seq: Seq, source: Seq | None = None, *, key: Key = None) -> Hidden:
         """Hidden states of ``seq``, which a decoder reads beside ``source``; ``key`` addresses dropout in training."""
         if source is None:
-            return self.trunk(self.embed(seq.ids), seq, key=key)
+            return self.trunk(self._embedded(seq), seq, key=key)
         memory = self._encoded(source, key)
-        out = self.trunk(self.embed(seq.ids), seq, (memory.h, source), key=key)
+        out = self.trunk(self._embedded(seq), seq, (memory.h, source), key=key)
         return Hidden(out.h, memory.routing + out.routing)
 
     def encode(self, source: Seq) -> Source:
@@ -201,11 +207,15 @@ class Model(nn.Module):
         self, seq: Seq, state: list[Any], source: Source | None = None
     ) -> tuple[Float[Tensor, "B T D"], list[Any]]:
         """Hidden states of the next tokens of a decoder, and its state after them; a prefix comes whole in one call."""
-        return self.trunk.step(self.embed(seq.ids), seq, state, source)
+        return self.trunk.step(self._embedded(seq), seq, state, source)
 
     def _encoded(self, source: Seq, key: Key) -> Hidden:
         assert self.encoder is not None, "a source needs an encoder, which the objective asks for"
-        return self.encoder(self.embed(source.ids), source, key=key)
+        return self.encoder(self._embedded(source, self.source_embed), source, key=key)
+
+    def _embedded(self, seq: Seq, table: nn.Embedding | None = None) -> Float[Tensor, "B T D"]:
+        x = (self.embed if table is None else table)(seq.ids)
+        return x if self.scale is None else x * self.scale
 
 
 class TokenHead(HeadModule):

@@ -74,6 +74,11 @@ class Objective(ABC):
         return False
 
     @property
+    def continues(self) -> bool:
+        """Whether the model has learnt to go on from a text."""
+        return False
+
+    @property
     def together(self) -> bool:
         """Whether held-out rows are scored against one another, so that each rank needs all of them."""
         return False

@@ -46,6 +46,10 @@ class CausalLM(Objective):
         return True
 
     @property
+    def continues(self) -> bool:
+        return True
+
+    @property
     def score_name(self) -> str:
         return "clm_nats_per_token"
 

@@ -61,4 +61,9 @@ def _experts(device: str, dtype: torch.dtype) -> str:
     return "grouped" if grouped else "sliced"
 
 
-_PROBES = {"attention": _attention, "experts": _experts}
+def _scan(device: str, dtype: torch.dtype) -> str:
+    wanted = device == "cuda" and dtype != torch.float64
+    return "mamba" if wanted and importlib.util.find_spec("mamba_ssm") else "chunked"
+
+
+_PROBES = {"attention": _attention, "experts": _experts, "scan": _scan}

@@ -20,19 +20,16 @@ class Slots(NamedTuple):
     gate: Float[Tensor, " S"]  # what the expert's output is multiplied by; 0 leaves no trace of the slot
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Slots], Tensor]
+Tokens = Float[Tensor, "N D"]
+GateUp = Float[Tensor, "E F2 D"]  # of each expert the rows of its gate, then those of its up-projection
+Down = Float[Tensor, "E D F"]
+Kernel = Callable[[Tokens, GateUp, Down, Slots], Tokens]
 
 
-def experts(
-    x: Float[Tensor, "N D"],
-    gate_up: Float[Tensor, "E F2 D"],
-    down: Float[Tensor, "E D F"],
-    slots: Slots,
-) -> Float[Tensor, "N D"]:
+def experts(x: Tokens, gate_up: GateUp, down: Down, slots: Slots) -> Tokens:
     """The sum over the slots of a token of gate x SwiGLU of its expert; no token is dropped.
 
-    An expert's ``gate_up`` holds the rows of its gate, then those of its up-projection. Under autocast the products
-    run in its dtype, which is that of the result too.
+    Under autocast the products run in its dtype, which is that of the result too.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -41,7 +38,7 @@ def experts(
         return KERNELS[backend.choose("experts", x)](x, gate_up.to(dtype), down.to(dtype), slots)
 
 
-def reference(x: Tensor, gate_up: Tensor, down: Tensor, slots: Slots) -> Tensor:
+def reference(x: Tokens, gate_up: GateUp, down: Down, slots: Slots) -> Tokens:
     """The definition: every expert on every token, weighted by the gate, which is 0 where the token was not sent."""
     weight = slots.gate.new_zeros(len(x), len(gate_up))
     weight = weight.index_put((slots.token, slots.expert), slots.gate)
@@ -49,12 +46,12 @@ def reference(x: Tensor, gate_up: Tensor, down: Tensor, slots: Slots) -> Tensor:
     return (weight.T[..., None] * y).sum(0).to(x.dtype)
 
 
-def sliced(x: Tensor, gate_up: Tensor, down: Tensor, slots: Slots) -> Tensor:
+def sliced(x: Tokens, gate_up: GateUp, down: Down, slots: Slots) -> Tokens:
     """Slots sorted by expert, then plain products of each expert's slice while it is in the cache: for CPUs."""
     return sliced_experts(x, gate_up, down, *slots)[0]
 
 
-def grouped(x: Tensor, gate_up: Tensor, down: Tensor, slots: Slots) -> Tensor:
+def grouped(x: Tokens, gate_up: GateUp, down: Down, slots: Slots) -> Tokens:
     """Slots sorted by expert, then one grouped product for all experts, without waiting for their loads: for GPUs."""
     order = slots.expert.argsort(stable=True)
     token = slots.token[order]

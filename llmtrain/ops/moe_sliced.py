@@ -104,11 +104,14 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # else the one of h, which nobody has, would be filled with zeros
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else its gradient, which nobody has, would be filled with zeros
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 6
     d_x, d_gate_up, d_down, d_gate = sliced_experts_backward(grad, *ctx.saved_tensors)
     return d_x, d_gate_up, d_down, None, None, d_gate
 

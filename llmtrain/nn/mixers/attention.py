@@ -24,6 +24,7 @@ class Attention(Mixer):
     kv_group: int = (
         1  # query heads that share one key and value head: 1 is multi-head, all of them multi-query
     )
+    expand: float = 1.0  # width of all query heads together / d_model
     qk_norm: bool = True
     rope_base: float = 10_000.0
     window: int | None = None  # positions at this distance or further are not seen
@@ -38,19 +39,24 @@ class Attention(Mixer):
             raise ValueError(f"head_dim must be even, since RoPE turns pairs, got {self.head_dim}")
 
     def n_heads(self, d_model: int) -> int:
-        n, rest = divmod(d_model, self.head_dim)
-        if rest or n < 1:
-            raise ValueError(
-                f"d_model={d_model} is no multiple of head_dim={self.head_dim}; set model.d_model or head_dim"
-            )
-        if n % self.kv_group:
-            raise ValueError(
-                f"d_model={d_model} makes {n} heads of {self.head_dim}, not a multiple of kv_group={self.kv_group}"
-            )
-        return n
+        return n_heads(d_model, self.head_dim, self.kv_group, self.expand)
 
     def build(self, d_model: int, visibility: Visibility) -> "AttentionModule":
         return AttentionModule(self, d_model, visibility)
+
+
+def n_heads(d_model: int, head_dim: int, kv_group: int, expand: float) -> int:
+    """Query heads in a model of that width. Raises ValueError where they do not come out whole."""
+    wanted = expand * d_model / head_dim
+    n = round(wanted)
+    if n < 1 or abs(n - wanted) > 1e-3:  # a ratio written with few digits gives the number that was meant
+        width = f"d_model={d_model}" if expand == 1 else f"expand={expand:g} times d_model={d_model}"
+        raise ValueError(f"{width} is no multiple of head_dim={head_dim}; set model.d_model or head_dim")
+    if n % kv_group:
+        raise ValueError(
+            f"d_model={d_model} makes {n} heads of {head_dim}, not a multiple of kv_group={kv_group}"
+        )
+    return n
 
 
 class Cache(NamedTuple):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from llmtrain.config import config
 from llmtrain.nn.base import Extent, Flops, dense_flops
+from llmtrain.nn.mixers.attention import n_heads
 from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
@@ -17,6 +18,8 @@ class CrossAttention:
     """Attention from every position to the source stream of its own document; no RoPE, since the two streams differ."""
 
     head_dim: int = 64
+    kv_group: int = 1  # query heads that share a key and value head
+    expand: float = 1.0  # width of all query heads together / d_model
     qk_norm: bool = True
     norm_eps: float = 1e-6
 
@@ -27,12 +30,16 @@ class CrossAttention:
 class CrossAttentionModule(nn.Module):
     def __init__(self, cfg: CrossAttention, d_model: int):
         super().__init__()
-        if d_model % cfg.head_dim:
-            raise ValueError(f"d_model={d_model} is no multiple of model.cross.head_dim={cfg.head_dim}")
+        try:
+            heads = n_heads(d_model, cfg.head_dim, cfg.kv_group, cfg.expand)
+        except ValueError as error:
+            raise ValueError(f"model.cross: {error}") from None
+        d_q = heads * cfg.head_dim
+        d_kv = d_q // cfg.kv_group
         self.cfg = cfg
-        self.q = linear(d_model, d_model)
-        self.kv = linear(d_model, 2 * d_model, splits=(d_model, d_model))
-        self.out = linear(d_model, d_model, residual=True)
+        self.q = linear(d_model, d_q)
+        self.kv = linear(d_model, 2 * d_kv, splits=(d_kv, d_kv))
+        self.out = linear(d_q, d_model, residual=True)
         if cfg.qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(cfg.head_dim, eps=cfg.norm_eps) for _ in range(2))
 

@@ -1,5 +1,9 @@
 """The gated MLP of most language models since PaLM."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -10,27 +14,35 @@ from llmtrain.nn.mlps.width import d_ff
 from llmtrain.nn.roles import linear
 from llmtrain.types import Hidden, Seq, Visibility
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
 
 @config
 class SwiGLU(MLP):
-    """``down(silu(gate(x)) * up(x))`` (Shazeer 2020)."""
+    """``down(gate(g) * up)`` with g and up two projections of x (Shazeer 2020); with ``gelu`` it is GeGLU."""
 
     ratio: float = 8 / 3  # d_ff / d_model; 8/3 has as many weights as a plain MLP of ratio 4
     multiple_of: int = 8  # d_ff is rounded up to one
+    gate: Literal["silu", "gelu", "gelu_tanh"] = "silu"  # the last is gelu's approximation, which Gemma has
 
     def build(self, d_model: int, visibility: Visibility) -> "SwiGLUModule":
-        return SwiGLUModule(d_model, d_ff(d_model, self.ratio, self.multiple_of))
+        return SwiGLUModule(d_model, d_ff(d_model, self.ratio, self.multiple_of), self.gate)
 
 
 class SwiGLUModule(MLPModule):
-    def __init__(self, d_model: int, d_ff: int):
+    def __init__(self, d_model: int, d_ff: int, gate: str = "silu"):
         super().__init__()
+        self.gate = GATES[gate]
         self.gate_up = linear(d_model, 2 * d_ff, splits=(d_ff, d_ff))
         self.down = linear(d_ff, d_model, residual=True)
 
     def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Hidden:
         gate, up = self.gate_up(x).chunk(2, -1)
-        return Hidden(self.down(F.silu(gate) * up), ())
+        return Hidden(self.down(self.gate(gate) * up), ())
 
     def flops(self, extent: Extent) -> Flops:
         return dense_flops(extent.tokens, self.gate_up, self.down)

@@ -1,0 +1,72 @@
+"""A Hugging Face folder as a model of ours, for a run that begins from its weights."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmtrain.errors import ConfigError
+from llmtrain.export.base import Use
+from llmtrain.export.families import FAMILIES, from_hf
+from llmtrain.nn.model import ModelConfig
+from llmtrain.types import Visibility
+
+
+class Pretrained(NamedTuple):
+    cfg: ModelConfig
+    use: Use  # what it was trained for
+    state: dict[str, Tensor]  # of a ``Model``, float32, tied tensors under both names
+    vocab_size: int
+
+
+def load_pretrained(folder: Path) -> Pretrained:
+    """Read ``config.json`` and safetensors; nothing of a folder is executed or unpickled, nothing is downloaded.
+
+    Raises ConfigError where the folder is none, or of an architecture that is not known here, or where its weights are
+    not those of its config.
+    """
+    path = folder / "config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): give a folder that save_pretrained wrote"
+        ) from None
+    kind = said.get("model_type") if isinstance(said, dict) else None
+    if kind not in FAMILIES:
+        raise ConfigError(f"{path} is of model_type={kind}, and {', '.join(sorted(FAMILIES))} are known here")
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"{folder} holds no safetensors, and nothing else is read: save the model again with them"
+        )
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError(
+            "Hugging Face folders are read with transformers: pip install -e .[export]"
+        ) from None
+    known = [FAMILIES[kind].architecture(Use(Visibility.CAUSAL, tokens=tokens)) for tokens in (True, False)]
+    name = (said.get("architectures") or known)[0]
+    if name not in known:
+        raise ConfigError(f"{path} is a {name}, and {' and '.join(dict.fromkeys(known))} are known here")
+    try:  # by name, so that no code of the folder's own can be meant
+        model, loading = getattr(transformers, name).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library raises no narrower type
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"{folder} cannot be opened by transformers: {lines[-1].strip()}") from None
+    wrong = {key: found for key, found in loading.items() if found}
+    if wrong:
+        key, found = next(iter(wrong.items()))
+        which = ", ".join(map(str, found))[:200]
+        raise ConfigError(f"{folder}: its weights are not those of its config ({key}: {which})")
+    cfg, use, state = from_hf(model.config.to_dict() | {"architectures": [name]}, model.state_dict())
+    return Pretrained(cfg, use, state, len(state["embed.weight"]))
