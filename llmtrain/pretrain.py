@@ -143,7 +143,7 @@ def _profiles(run: Run, rank: int) -> list[Callback]:
 def identity_of(setup: Setup) -> dict[str, str]:
     """What a cursor into the rows belongs to, by hash."""
     run = setup.run
-    rows = [to_plain(run.objective), run.seq_len, run.batch_rows, run.data_seed, run.data.isolate_documents]
+    rows = [to_plain(run.objective, identity=True), run.seq_len, run.batch_rows, run.data_seed, run.data.isolate_documents]
     return {
         "tokenizer": setup.prepared.tokenizer.hash,
         "corpus": setup.prepared.fingerprint,

@@ -89,17 +89,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         task=Task(model, run.objective),
         rows=rows,
         stream=Stream(rows, weights, run.data_seed, names=names),
-        held_out={
-            f"{name}/{objective.score_name}": HeldOut(
-                objective=objective,
-                rows=rows_of(shards, run, objective, tail=True),
-                fingerprint=shards.fingerprint,
-                tokenizer_hash=prepared.tokenizer.hash,
-                isolate_documents=run.data.isolate_documents,
-            )
-            for name, shards in held_out(prepared).items()
-            for objective in run.objective.evaluations()
-        },
+        held_out=held_out_rows(run, prepared),
         size=size_of(model),
         flops=flops,
         horizon=run.horizon(
@@ -109,6 +99,24 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
             rows_per_epoch=sum(r.n_rows for r in rows),
         ),
     )
+
+
+def held_out_rows(run: Run, prepared: Prepared) -> dict[str, HeldOut]:
+    """By "validation set/score" what is scored. Raises ConfigError where rows cannot be scored."""
+    found = {
+        f"{name}/{objective.score_name}": HeldOut(
+            objective=objective,
+            rows=rows_of(shards, run, objective, tail=True),
+            fingerprint=shards.fingerprint,
+            tokenizer_hash=prepared.tokenizer.hash,
+            isolate_documents=run.data.isolate_documents,
+        )
+        for name, shards in held_out(prepared).items()
+        for objective in run.objective.evaluations()
+    }
+    for one in found.values():
+        one.objective.check_held_out(one.rows[i] for i in range(one.rows.n_rows))
+    return found
 
 
 def held_out(prepared: Prepared) -> dict[str, Shards]:

@@ -41,9 +41,10 @@ def export(args: argparse.Namespace) -> None:
         seq_len=loaded.config.seq_len,
     )
     report = write(trained, Path(args.out))
-    print(
-        f"{args.out}: {report.architecture}, opened by {report.opens}; largest difference {report.difference:.1e}"
-    )
+    said = f"{report.architecture}, opened by {report.opens}; largest difference {report.difference:.1e}"
+    print(f"{args.out}: {said}")
+    if report.note:
+        print(report.note)
 
 
 if __name__ == "__main__":

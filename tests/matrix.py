@@ -34,7 +34,7 @@ OBJECTIVES: dict[str, Objective] = {
     "denoising_causal": Denoising(layout="causal"),
     "bart": Denoising(noise=BartNoise()),
     "ul2": Mixture(noises=UL2),
-    "contrastive": Contrastive(eval_negatives=15, learn_temperature=True, projection=16, chunk_rows=3),
+    "contrastive": Contrastive(eval_negatives=15, learn_temperature=True, projection=16),
     "contrastive_mlm": Contrastive(eval_negatives=15, pairs="adjacent", aux="mlm"),
 }
 ROWS = 7  # of a batch: what UL2's pattern repeats after

@@ -1,10 +1,18 @@
 """Small whole runs for tests: a text of this Python's library, bytes as tokens, a model of some thousand weights."""
 
 import json
+import os
+import signal
 import sysconfig
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from llmtrain.callbacks.loggers.base import Logger, Sink
 from llmtrain.compose import run_from
+from llmtrain.config import config
+from llmtrain.pretrain import Interrupted, train
 from llmtrain.run import Run
 
 REPO = Path(__file__).parents[1]
@@ -48,3 +56,58 @@ def weights(run: Path, step: int) -> dict[str, bytes]:
     """The files of a checkpoint that hold tensors."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+@config
+class StopsAt(Logger):
+    """Ends its own process's run as a scheduler would: by a signal, after a step."""
+
+    step: int
+    signal: int = signal.SIGTERM
+
+    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
+        return [_StopsAt(self)]
+
+
+class _StopsAt(Sink):
+    def __init__(self, cfg: StopsAt):
+        self.cfg = cfg
+
+    def log(self, row: dict[str, Any]) -> None:
+        if row["step"] == self.cfg.step and "loss" in row:
+            os.kill(os.getpid(), self.cfg.signal)
+
+
+def stopped(run: Run, step: int, number: int = signal.SIGTERM) -> int:
+    """Train until ``step``; the exit code."""
+    changed = {f: getattr(run, f) for f in run.__dataclass_fields__} | {
+        "logger": StopsAt(step=step, signal=number)
+    }
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of ") as stop:
+        train(Run(**changed))
+    return stop.value.exit_code
+
+
+# of the two-minute experiments, one a family and an objective, what makes them runs of a second
+PAIRS = [
+    f"{o}_{a}" for o in ("clm", "mlm", "denoising", "contrastive") for a in ("dense", "moe", "ssm", "hybrid")
+]
+_SMALL: dict[str, dict[str, Any]] = {
+    "moe": {"model__layers__0__mlp__n_experts": 4},
+    "ssm": {"model__layers__0__mixer__d_state": 8},
+    "hybrid": {
+        "model__n_layers": 2, "model__layers__0__mixer__d_state": 8, "model__layers__1__mixer__head_dim": 8,
+        "model__layers__1__mlp__n_experts": 4,
+    },
+    "contrastive": {"objective__eval_negatives": 3, "objective__chunk_rows": 1},
+}  # fmt: skip
+
+
+def pair(experiment: str) -> dict[str, Any]:
+    """Changes of ``overrides`` that make a small run of an experiment OBJECTIVE_ARCHITECTURE."""
+    common = {
+        "experiment": experiment, "seq_len": 48, "steps": 6, "tokenizer__n_sentinels": 32, "model__cross__head_dim": 8,
+        "data__section_bytes": 1024, "eval__rows": 16, "optim": "muon",
+    }  # fmt: skip
+    objective, architecture = experiment.split("_")
+    return common | _SMALL.get(objective, {}) | _SMALL.get(architecture, {})

@@ -12,16 +12,13 @@ from llmtrain.objectives.corruption import (
     most_noise,
     partition,
     plan,
-    segment_starts,
     span_counts,
     spread,
 )
-from llmtrain.objectives.infilling import permute_sentences, place, poisson_lengths
 from llmtrain.objectives.layouts import late
 from llmtrain.objectives.noise import BartNoise, Noise, SpanNoise, SuffixNoise
 from llmtrain.types import BOS, MASK, MODES, N_FIXED, NO_DOC, PAD, Row, Vocab
 from tests.spelt import SPOKEN, row
-from tests.tiny import words
 
 N_RESERVED = N_FIXED + 256
 SIZE = N_RESERVED + 500
@@ -32,10 +29,9 @@ VOCAB = Vocab(
     starts_word=np.ones(SIZE, bool),
     ends_sentence=np.arange(SIZE) % 10 == 0,
 )
-SPANS = [(0.15, 3), (0.15, 8), (0.5, 3), (0.5, 8), (0.15, 64), (0.5, 64)]
+SPANS = [(0.15, 3.0), (0.15, 8.0), (0.5, 3.0), (0.5, 8.0), (0.15, 64.0), (0.5, 64.0)]
 NOISES: list[Noise] = [
     *(SpanNoise(rate=rate, mean=mean) for rate, mean in SPANS),
-    SpanNoise(rate=0.9, mean=1.5),
     SuffixNoise(),
     BartNoise(),
     BartNoise(infill=0.0, delete=0.3, permute_sentences=False),
@@ -44,7 +40,7 @@ NOISES: list[Noise] = [
 noises = pytest.mark.parametrize("noise", NOISES, ids=[noise.name for noise in NOISES])
 
 
-def packed(n: int, seed: int, *, length: float = 60, padding: int = 0) -> Row:
+def packed(n: int, seed: int, *, length: float = 60.0, padding: int = 0) -> Row:
     """A row as packed text gives it: it begins within a document, and BOS begins the others."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(N_RESERVED, SIZE, n)
@@ -71,17 +67,17 @@ def rebuilt(source: np.ndarray, target: np.ndarray) -> list[int]:
 
 
 def test_noise_and_spans_are_those_of_t5():
-    assert span_counts(568, 0.15, 3) == Plan(568, 85, 28)
-    assert span_counts(1006, 0.5, 64) == Plan(1006, 503, 8)
-    assert span_counts(1, 0.15, 3) == Plan(1, 0, 0)  # the first token is always kept
-    assert span_counts(2, 0.15, 3) == Plan(2, 1, 1)
-    assert span_counts(10, 0.9, 1) == Plan(10, 9, 1)  # no more spans than kept tokens to part them
+    assert span_counts(568, 0.15, 3.0) == Plan(568, 85, 28)
+    assert span_counts(1006, 0.5, 64.0) == Plan(1006, 503, 8)
+    assert span_counts(1, 0.15, 3.0) == Plan(1, 0, 0)  # the first token is always kept
+    assert span_counts(2, 0.15, 3.0) == Plan(2, 1, 1)
+    assert span_counts(10, 0.9, 1.0) == Plan(10, 9, 1)  # no more spans than kept tokens to part them
 
 
 def test_a_partition_has_no_empty_part_and_all_are_alike():
     rng = np.random.default_rng(0)
     found: Counter[tuple[int, ...]] = Counter()
-    for _ in range(6000):
+    for _ in range(3000):
         parts = partition(np.array([5, 1, 4]), np.array([3, 1, 2]), rng).tolist()
         assert (sum(parts[:3]), parts[3], sum(parts[4:])) == (5, 1, 4)
         found[tuple(parts[:3])] += 1
@@ -90,20 +86,20 @@ def test_a_partition_has_no_empty_part_and_all_are_alike():
     for parts, n in expected.items():
         counts = [count for key, count in found.items() if len(key) == parts]
         assert len(counts) == n
-        assert all(abs(count - 6000 / n) < 5 * math.sqrt(6000 / n) for count in counts)
+        assert all(abs(count - 3000 / n) < 5 * math.sqrt(3000 / n) for count in counts)
 
 
 def test_a_total_is_spread_in_proportion_within_bounds_and_without_bias():
     rng = np.random.default_rng(0)
     weights, low, high = np.array([10, 0, 1, 29, 60]), np.array([0, 0, 1, 0, 0]), np.array([9, 0, 4, 9, 5])
-    draws = np.stack([spread(17, weights, low, high, rng) for _ in range(4000)])
+    draws = np.stack([spread(17, weights, low, high, rng) for _ in range(1500)])
     assert (draws.sum(1) == 17).all() and (draws >= low).all() and (draws <= high).all()
     assert (draws[:, -1] == 5).all()  # its share would be more, and the others have the rest by their weights
-    assert np.allclose(draws.mean(0), [2.75, 0, 1, 8.25, 5][:1] + [0, 1, 8.25, 5], atol=0.4)
+    assert np.allclose(draws.mean(0), [2.82, 0, 1, 8.18, 5], atol=0.06)
     plain = np.stack(
-        [spread(3, np.array([5, 3, 2]), np.zeros(3, int), np.full(3, 9), rng) for _ in range(4000)]
+        [spread(3, np.array([5, 3, 2]), np.zeros(3, int), np.full(3, 9), rng) for _ in range(1500)]
     )
-    assert np.allclose(plain.mean(0), [1.5, 0.9, 0.6], atol=0.04)
+    assert np.allclose(plain.mean(0), [1.5, 0.9, 0.6], atol=0.06)
 
 
 @pytest.mark.parametrize("sizes", [(5,), (3, 4), (1, 1, 6), (2, 2, 2), (1, 5, 1, 3)])
@@ -124,7 +120,7 @@ def test_what_a_plan_lets_through_is_what_fits(sizes):
 
     for spans in range(1, n):
         for noise in range(spans, n):
-            found = plan(starts, Plan(n, noise, spans), most_spans=99, rate=0.3, mean=2)
+            found = plan(starts, Plan(n, noise, spans), most_spans=99, rate=0.3, mean=2.0)
             assert (found == (n, noise, spans)) == fits(noise, spans)
     assert most_noise(np.array(sizes), 1) == max(sizes) - 1
 
@@ -136,7 +132,7 @@ def test_what_a_plan_lets_through_is_what_fits(sizes):
 @pytest.mark.parametrize("length", [4, 20, 300])
 def test_a_packed_row_has_one_length_and_one_count(noise, length):
     """Also where documents are far shorter than the spans: 200 rows of each."""
-    for seed in range(200):
+    for seed in range(0, 200, 1 if length > 4 else 8):
         n = 120 + seed
         source, _, target, _ = noise.streams(
             packed(n, seed, length=length), VOCAB, np.random.default_rng(seed)
@@ -184,11 +180,10 @@ def test_source_and_target_of_spans_rebuild_the_row(rate, mean):
 def test_noise_and_spans_of_a_row_are_exact_where_documents_are_long_enough(rate, mean):
     noise = SpanNoise(rate=rate, mean=mean)
     for seed in range(40):
-        raw = words(500, documents=1 + seed % 2, seed=seed)
+        raw = packed(500, seed, length=1e9)
+        raw = raw._replace(doc=np.arange(500) >= (0, 200)[seed % 2])
         found = noise.streams(raw, VOCAB, np.random.default_rng(seed))
-        sentinels = (
-            (found.target >= N_FIXED) & (found.target < N_FIXED + 200) & np.isin(found.target, found.source)
-        )
+        sentinels = (found.target >= N_FIXED) & (found.target < N_RESERVED)
         _, tokens, spans = span_counts(500, rate, mean)
         assert (sentinels.sum(), len(found.target) - 1 - sentinels.sum()) == (spans, tokens)
 
@@ -258,59 +253,3 @@ def test_a_mode_takes_the_place_of_bos():
     assert moded.source[0] == MODES[2] == moded.source[second + 1]
     assert np.delete(moded.source, [0, second + 1]).tolist() == np.delete(plain.source, second).tolist()
     assert moded.target.tolist() == plain.target.tolist()
-
-
-# BART
-
-
-def test_lengths_are_poisson_and_add_up():
-    rng = np.random.default_rng(0)
-    drawn = [poisson_lengths(2000, 3.0, rng) for _ in range(30)]
-    assert all(spans.sum() == 2000 and (spans > 0).all() for spans, _ in drawn)
-    empty, full = sum(n for _, n in drawn), sum(len(spans) for spans, _ in drawn)
-    assert empty / (empty + full) == pytest.approx(math.exp(-3), rel=0.1)
-    assert np.concatenate([spans for spans, _ in drawn]).mean() == pytest.approx(
-        3 / (1 - math.exp(-3)), rel=0.03
-    )
-    assert poisson_lengths(0, 3.0, rng)[0].tolist() == []
-
-
-def test_spans_do_not_overlap():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        lengths = rng.integers(1, 5, 6)
-        covered, first = place(24, lengths, rng)
-        assert covered.sum() == lengths.sum() and first.sum() == 6
-        assert (covered | ~first).all()
-        ends = np.append(np.flatnonzero(first)[1:], 24)
-        own = [covered[a:b].sum() for a, b in zip(np.flatnonzero(first), ends, strict=True)]
-        assert sorted(own) == sorted(lengths)
-
-
-@pytest.mark.parametrize("delete", [0.0, 0.2])
-def test_as_many_tokens_are_gone_as_were_to_go(delete):
-    noise = BartNoise(delete=delete, permute_sentences=False)
-    for seed in range(40):
-        raw = packed(301, seed)
-        source, _, target, _ = noise.streams(raw, VOCAB, np.random.default_rng(seed))
-        n = int((raw.ids[: 301 - (raw.ids[0] != BOS)] != BOS).sum())
-        assert ((source != MASK) & (source != BOS)).sum() == n - sum(noise.counts(n))
-        assert ((target != BOS).sum(), sum(noise.counts(n))) == (n, round(0.3 * n) + round(delete * n))
-        spans = (source == MASK).sum()
-        assert 0.2 * 0.3 * n < spans < 0.65 * 0.3 * n  # about a third, and the cuts between documents
-
-
-def test_sentences_are_shuffled_whole_and_within_their_document():
-    raw = packed(300, 5, length=80)
-    seen = set()
-    for seed in range(5):
-        order = permute_sentences(raw.ids, raw.doc, VOCAB.ends_sentence, np.random.default_rng(seed))
-        assert sorted(order) == list(range(300)) and (raw.doc[order] == raw.doc).all()
-        seen.add(tuple(order))
-        starts = segment_starts(raw.ids, raw.doc)
-        assert (raw.ids[order][starts[1:]] == BOS).all()
-        breaks = np.flatnonzero(np.diff(order) != 1)  # a sentence, BOS or document ends there
-        last = raw.ids[order[breaks]]
-        is_end = VOCAB.ends_sentence[last] | (last == BOS) | np.isin(order[breaks] + 1, [*starts, 300])
-        assert is_end.all()
-    assert len(seen) == 5

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from llmtrain.checkpoint import find, load
 from llmtrain.pretrain import train
-from runs import REPO, metrics, overrides, tiny, write_text
+from runs import PAIRS, REPO, metrics, overrides, pair, tiny, write_text
 
 STEPS = 20
 COMMON: dict[str, Any] = {
@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {  # what the worker trains
     "muon": {"optim": "muon", "optim__ema": 0.9},
     "muon-accumulated": {"optim": "muon", "optim__ema": 0.9, "micro_rows": 1},
     "adamw-fp32": {"trainer__precision": "fp32"},
+    **{experiment: pair(experiment) | {"eval__every": 3, "checkpoint__every": 3} for experiment in PAIRS},
 }
 BY_COMMAND = {"optim": "adamw", "optim__ema": 0.9}  # trained by train.py itself
 DDP = {"trainer": "ddp"}
@@ -85,7 +86,7 @@ def test_two_ranks_are_one_through_the_command_itself(home: Path, said: str) -> 
     assert "Traceback" not in said and "Warning" not in said
 
 
-@pytest.mark.parametrize("name", ["muon", "muon-accumulated"])
+@pytest.mark.parametrize("name", ["muon", "muon-accumulated", *PAIRS])
 def test_two_ranks_are_one_in_every_loss_weight_and_moment(home: Path, name: str) -> None:
     assert_close(home / "runs" / name, home / "runs" / f"two-{name}", 1e-10)
 

@@ -92,6 +92,7 @@ def test_a_folder_opens_with_equal_results_and_leads_back(name, tmp_path):
     report = export(run, out)  # which compares what it has written
     assert report.architecture == architecture
     assert report.difference < 1e-5
+    assert bool(report.note) == (name == "mlm qk_norm")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("out")] == ["out"]
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)

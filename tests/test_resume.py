@@ -1,51 +1,17 @@
 """A run that was stopped and continued is the run that was not: every number, every bit of every weight."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmtrain.callbacks.loggers.base import Logger, Sink
 from llmtrain.compose import run_from
-from llmtrain.config import config
-from llmtrain.pretrain import Interrupted, train
-from llmtrain.run import Run
-from runs import metrics, overrides, tiny, weights, write_text
+from llmtrain.pretrain import train
+from runs import metrics, overrides, stopped, tiny, weights, write_text
 
 CHANGES: dict[str, Any] = {"eval__every": 5, "optim__ema": 0.9}
 STEPS = 12  # of 4 rows; an epoch ends inside the 9th
-
-
-@config
-class StopsAt(Logger):
-    """Ends its own process's run as a scheduler would: by a signal, after a step."""
-
-    step: int
-    signal: int = signal.SIGTERM
-
-    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
-        return [_StopsAt(self)]
-
-
-class _StopsAt(Sink):
-    def __init__(self, cfg: StopsAt):
-        self.cfg = cfg
-
-    def log(self, row: dict[str, Any]) -> None:
-        if row["step"] == self.cfg.step and "loss" in row:
-            os.kill(os.getpid(), self.cfg.signal)
-
-
-def stopped(run: Run, step: int, number: int = signal.SIGTERM) -> int:
-    """Train until ``step``; the exit code."""
-    changed = {f: getattr(run, f) for f in run.__dataclass_fields__} | {
-        "logger": StopsAt(step=step, signal=number)
-    }
-    with pytest.raises(Interrupted, match=f"stopped at step {step} of {STEPS}") as stop:
-        train(Run(**changed))
-    return stop.value.exit_code
 
 
 @pytest.fixture(scope="module")

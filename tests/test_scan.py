@@ -1,10 +1,7 @@
 """Every form of the scan and of the short convolution equals its definition, on every kind of stream."""
 
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from llmtrain.ops.scan_tiles import ssd_tiled
 from llmtrain.types import NO_DOC
 from tests.tiny import MIXED, noise, stream
 
-ROOT = Path(__file__).parents[1]
 STREAMS = {
     "mixed": (MIXED, 8),
     "one_document_a_row": (((9,), (9,)), 9),
@@ -216,31 +212,6 @@ def test_a_cpu_takes_chunks_and_any_form_can_be_forced():
     with backend.force(scan="reference"):
         y = scan(*inputs(1, 6), doc, chunk=4)
     assert torch.equal(y, recurrence(*inputs(1, 6), doc)[0])
-
-
-COMPILED = """
-import torch
-from llmtrain.ops.conv import short_conv
-from llmtrain.ops.scan import recurrence, scan
-from tests.test_scan import STREAMS, assert_close, inputs, taps, value_and_gradients
-from tests.tiny import noise, stream
-
-doc = stream(STREAMS["long"][0], 40).doc
-given, row = inputs(*doc.shape), (noise(*doc.shape, 6).requires_grad_(), *taps(6, 4, torch.float64))
-for reverse in (False, True):
-    compiled = torch.compile(lambda *g: scan(*g, doc, chunk=8, reverse=reverse), fullgraph=True)
-    expected = value_and_gradients(lambda *g: recurrence(*g, doc, reverse=reverse)[0], given)
-    assert_close(value_and_gradients(compiled, given), expected)
-    compiled = torch.compile(lambda *g: short_conv(*g, doc, reverse=reverse), fullgraph=True)
-    expected = value_and_gradients(lambda *g: short_conv(*g, doc, reverse=reverse), row)
-    assert_close(value_and_gradients(compiled, row), expected)
-"""
-
-
-@pytest.mark.slow
-def test_compiled_without_a_graph_break_equals_eager():
-    """In a process of its own: the type checker that tests run under is not to be compiled."""
-    subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, check=True)
 
 
 @pytest.mark.gpu

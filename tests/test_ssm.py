@@ -21,8 +21,7 @@ from llmtrain.nn.model import Block, Layer, Model, ModelConfig, TokenHead, Trunk
 from llmtrain.nn.roles import roles
 from llmtrain.objectives.causal import CausalLM
 from llmtrain.ops import backend
-from llmtrain.ops.mask import mask
-from llmtrain.types import NO_DOC, Seq, Visibility
+from llmtrain.types import NO_DOC, Seq, Visibility, visible
 from tests.tiny import VOCAB, batch_of, mixed, model_of, noise, stream
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +63,7 @@ def test_gradient_reaches_exactly_what_is_visible(ssm, visibility, kernel):
     along = noise(32, seed=8)
     rows, tokens = seq.doc.shape
     truth = torch.zeros(rows, tokens, rows, tokens, dtype=torch.bool)
-    for r, seen in enumerate(mask(seq, seq)):
+    for r, seen in enumerate(visible(seq, seq)):
         truth[r, :, r] = seen
     with backend.force(scan=kernel):
         out = block.mixer(x, seq)
@@ -80,7 +79,7 @@ def test_gradient_reaches_exactly_what_is_visible(ssm, visibility, kernel):
 def test_a_token_changes_exactly_the_outputs_that_may_see_it(ssm, visibility, kernel):
     """The others keep every bit, in float64 and in float32."""
     seq, block = mixed(visibility), block_of(ssm, visibility)
-    seen = mask(seq, seq)
+    seen = visible(seq, seq)
     for dtype in (torch.float64, torch.float32):
         mixer = block.mixer.to(dtype)
         x = noise(*seq.doc.shape, 32, seed=7, dtype=dtype)
@@ -194,25 +193,13 @@ def test_what_cannot_work_is_refused_in_one_sentence(make, says):
 
 @visibilities
 @ssms
-def test_it_learns_a_batch_with_every_parameter(ssm, visibility):
-    """A trunk that is to make of a stream what another trunk makes of it."""
+def test_every_parameter_has_a_gradient_from_the_initial_weights(ssm, visibility):
     seq = mixed(visibility)
-    trunk, other = (Trunk(config_of(ssm), visibility) for _ in range(2))
-    for seed, one in enumerate((trunk, other)):
-        initialise(one, n_layers=2, seed=seed)
-    x = noise(*seq.doc.shape, 32, dtype=torch.float32)
-    goal = other(x, seq).h.detach()
-    optimizer = torch.optim.AdamW(trunk.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(30):
-        loss = (trunk(x, seq).h - goal)[seq.doc != NO_DOC].square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        if not losses:
-            assert [n for n, p in trunk.named_parameters() if p.grad is None or not p.grad.any()] == []
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    trunk = Trunk(config_of(ssm), visibility)
+    initialise(trunk, n_layers=2, seed=0)
+    h = trunk(noise(*seq.doc.shape, 32, dtype=torch.float32), seq).h
+    (h * noise(*h.shape, seed=3, dtype=torch.float32))[seq.doc != NO_DOC].sum().backward()
+    assert [n for n, p in trunk.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 @ssms
@@ -251,8 +238,9 @@ def test_half_precision_is_close_and_deterministic_bits_repeat(ssm, visibility):
         torch.use_deterministic_algorithms(False)
     full, once, again = runs
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    for a, b in zip(once, full, strict=True):
-        assert (a - b).norm() < 0.05 * b.norm()
+    for ours, theirs in ((once[:1], full[:1]), (once[1:], full[1:])):  # values, and all gradients together
+        a, b = (torch.cat([t.flatten() for t in ts]) for ts in (ours, theirs))
+        assert (a - b).norm() < 0.02 * b.norm()
 
 
 # what it costs
@@ -404,17 +392,17 @@ from tests.test_ssm import SSMS, block_of
 from tests.tiny import mixed, noise
 from llmtrain.types import Visibility
 
-for visibility in Visibility:
-    seq, block = mixed(visibility), block_of(SSMS["groups"], visibility)
-    x = noise(*seq.doc.shape, 32, seed=7).requires_grad_()
-    compiled = torch.compile(block, fullgraph=True)
-    for f in (block, compiled):
-        y = f(x, seq, None).h
-        grads = torch.autograd.grad((y * noise(*y.shape, seed=3)).sum(), [x, *block.parameters()])
-        if f is block:
-            expected = [y, *grads]
-    for ours, theirs in zip([y, *grads], expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * max(1, theirs.abs().max().item()))
+seq, block = mixed(Visibility.PREFIX), block_of(SSMS["groups"], Visibility.PREFIX)
+x = noise(*seq.doc.shape, 32, seed=7).requires_grad_()
+found = []
+for f in (block, torch.compile(block, fullgraph=True)):
+    y = f(x, seq, None).h
+    y.backward(noise(*y.shape, seed=3))
+    found.append([y.detach(), *(p.grad for p in (x, *block.parameters()))])
+    x.grad = None
+    block.zero_grad()
+for ours, theirs in zip(*found, strict=True):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * max(1, theirs.abs().max().item()))
 """
 
 

@@ -11,6 +11,7 @@ from llmtrain.data.collate import collate
 from llmtrain.nn.init import initialise
 from llmtrain.nn.mixers.attention import Attention
 from llmtrain.nn.mixers.cross import CrossAttention
+from llmtrain.nn.mixers.ssm import SSM
 from llmtrain.nn.mlps.gelu import GELU
 from llmtrain.nn.mlps.moe import MoE
 from llmtrain.nn.mlps.swiglu import SwiGLU
@@ -49,8 +50,18 @@ MOE: dict[str, ModelConfig] = {
         "moe_expert_choice": MoE(n_experts=4, choice="expert", renormalise=False, balance=0.0),
     }.items()
 }
-ARCHS: dict[str, ModelConfig] = {**DENSE, **MOE}
-FAMILIES = {name: ARCHS[name] for name in ("plain", "moe")}  # one of each
+_SCAN = SSM(d_state=8, head_dim=8, chunk=8)
+_SSM_LAYER = Layer(mixer=_SCAN, mlp=SwiGLU())
+SSMS: dict[str, ModelConfig] = {
+    name: ModelConfig(n_layers=2, d_model=32, layers=layers, cross=CROSS)
+    for name, layers in {
+        "ssm": (Layer(mixer=_SCAN),),
+        "ssm_groups": (Layer(mixer=SSM(d_state=4, head_dim=8, groups=2, conv=2, chunk=4), mlp=SwiGLU()),),
+        "hybrid": (_SSM_LAYER, Layer(mixer=Attention(head_dim=8), mlp=MoE(n_experts=4))),
+    }.items()
+}
+ARCHS: dict[str, ModelConfig] = {**DENSE, **MOE, **SSMS}
+FAMILIES = {name: ARCHS[name] for name in ("plain", "moe", "ssm", "hybrid")}  # one of each
 
 N_WORDS = 48
 N_RESERVED = N_FIXED + 16  # with sentinels

@@ -102,15 +102,15 @@ def _check(i: int, layer: Layer) -> None:
 
 
 def _encoder_decoder(layers: list[Layer]) -> Family:
+    only = "t5gemma, the one encoder-decoder of this kind, has no"
     for layer in layers:
-        if isinstance(layer.mlp, MoE):
+        if not isinstance(layer.mlp, SwiGLU):
+            raise ConfigError(f"{only} layers with {type(layer.mlp).__name__} as MLP: train with mlp=SwiGLU")
+        if not isinstance(layer.mixer, Attention):
+            raise ConfigError(f"{only} {type(layer.mixer).__name__}: train with mixer=Attention")
+        if layer.mixer.qk_norm:
             raise ConfigError(
-                "t5gemma, the one encoder-decoder of this kind, has no experts: train with mlp=SwiGLU"
-            )
-        if isinstance(layer.mixer, Attention) and layer.mixer.qk_norm:
-            raise ConfigError(
-                "model.layers.0.mixer.qk_norm=True cannot be exported to t5gemma, which has none: train with "
-                "model.norm=sandwich model.embed_scale=true model.cross.qk_norm=false "
-                "model.layers.0.mixer.qk_norm=false"
+                f"{only} normalised queries and keys: train with model.norm=sandwich model.embed_scale=true "
+                "model.cross.qk_norm=false model.layers.0.mixer.qk_norm=false, with heads alike in mixer and cross"
             )
     return FAMILIES["t5gemma"]

@@ -16,7 +16,7 @@ from llmtrain.export.tokenizer import TEXTS, check_ids, to_fast
 from llmtrain.nn.model import Model, ModelConfig, TokenHead
 from llmtrain.objectives.base import Objective
 from llmtrain.objectives.embedding import ContrastiveHead
-from llmtrain.types import BOS, MASK, PAD, UNK
+from llmtrain.types import BOS, MASK, PAD, UNK, Visibility
 
 
 class Trained(NamedTuple):
@@ -34,6 +34,7 @@ class Report(NamedTuple):
     architecture: str
     opens: str  # the class that opens the folder
     difference: float  # largest, of logits or of embeddings
+    note: str = ""  # what a user of the folder must know
 
 
 def export(run: Trained, out: Path) -> Report:
@@ -57,7 +58,7 @@ def export(run: Trained, out: Path) -> Report:
                 found = logits(
                     run.model, use, run.tokenizer, partial, opens=public.opens, seq_len=run.seq_len
                 )
-                report = Report(public.architecture, public.opens, found)
+                report = Report(public.architecture, public.opens, found, _note(use, public))
             else:
                 wrap(partial, run.model, run.seq_len)
                 found = embeddings(run.model, use, run.tokenizer, partial, seq_len=run.seq_len)
@@ -73,6 +74,15 @@ def use_of(model: Model, objective: Objective) -> Use:
     if not isinstance(model.head, TokenHead | ContrastiveHead):
         raise ConfigError(f"the head of {type(objective).__name__} has no public equal")
     return Use(objective.sees, objective.encoder, tokens=isinstance(model.head, TokenHead))
+
+
+def _note(use: Use, public: Public) -> str:
+    if use.visibility is Visibility.BIDIRECTIONAL and public.opens == "AutoModelForCausalLM":
+        return (
+            "a masked LM behind a causal name (is_causal=false): its logits are those of each token's own place; train "
+            "with qk_norm=false for AutoModelForMaskedLM"
+        )
+    return ""
 
 
 def _write(run: Trained, public: Public, folder: Path) -> None:

@@ -29,7 +29,6 @@ from llmtrain.nn.mlps.width import d_ff
 from llmtrain.nn.model import Layer, ModelConfig
 from llmtrain.types import Visibility
 
-_CAUSAL = "which has no reversed branch"
 _NO_LIMIT = ((0.0, float("inf")), [0.0, float("inf")], None)
 
 
@@ -45,10 +44,6 @@ class Mamba2(Family):
     def settings(self, cfg: ModelConfig, use: Use) -> dict[str, Any]:
         plain(cfg, self.model_type)
         ssm = shared_ssm(cfg, use, self.model_type)
-        if any(layer.mlp is not None for layer in layers_of(cfg)):
-            raise ConfigError(
-                "some layers have no MLP and some have one, which no public class knows: train with one kind"
-            )
         n_layers, d_model = cfg.shape
         return {
             "hidden_size": d_model,
@@ -121,6 +116,8 @@ class GraniteHybrid(Family):
                 "linear_attention" if isinstance(x.mixer, SSM) else "full_attention" for x in layers
             ],
         }
+        if use.visibility is Visibility.BIDIRECTIONAL:
+            out["is_causal"] = False
         return out | self._attention(cfg) | self._mamba(cfg, use) | self._mlp(cfg)
 
     def read(self, theirs: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[ModelConfig, Use]:
@@ -136,18 +133,19 @@ class GraniteHybrid(Family):
             embedding_multiplier=(1.0, d_model**0.5),
             time_step_limit=_NO_LIMIT,
         )
-        if "full_attention" in theirs["layer_types"]:
-            fields = read_attention(theirs, qk_norm=False)
-            expect(theirs, position_embedding_type="rope", attention_multiplier=fields["head_dim"] ** -0.5)
+        fields = read_attention(theirs, qk_norm=False)
+        expect(theirs, position_embedding_type="rope", attention_multiplier=fields["head_dim"] ** -0.5)
+        causal = theirs.get("is_causal") is not False
         mixers: dict[str, Any] = {
-            "full_attention": lambda: attention(read_attention(theirs, qk_norm=False)),
+            "full_attention": lambda: attention(fields),
             "linear_attention": lambda: self._read_ssm(theirs),
         }
         mlp = self._read_mlp(theirs)
         made = {kind: Layer(mixer=mixers[kind](), mlp=mlp) for kind in set(theirs["layer_types"])}
         layers = [made[kind] for kind in theirs["layer_types"]]
         scaled = theirs["embedding_multiplier"] != 1.0
-        return read_trunk(theirs, layers, embed_scale=scaled), Use(Visibility.CAUSAL, tokens=has_head(theirs))
+        use = Use(Visibility.CAUSAL if causal else Visibility.BIDIRECTIONAL, tokens=has_head(theirs))
+        return read_trunk(theirs, layers, embed_scale=scaled), use
 
     def rules(self, cfg: ModelConfig) -> Iterator[Rule]:
         yield from ends(cfg, self.base)
@@ -168,8 +166,11 @@ class GraniteHybrid(Family):
 
     def _attention(self, cfg: ModelConfig) -> dict[str, Any]:
         mixers = attentions(cfg)
-        if not mixers:
-            return {"num_attention_heads": 1, "position_embedding_type": None}
+        if not mixers:  # its cache cannot count positions without attention
+            raise ConfigError(
+                f"no layer has attention, and {self.model_type} does not run without: train with one such layer, or "
+                "without MLPs, as mamba2"
+            )
         for name, value in (("qk_norm", False), ("window", None)):
             if (
                 found := one_of((getattr(m, name) for m in mixers), f"mixer.{name}", self.model_type)
@@ -260,7 +261,10 @@ class GraniteHybrid(Family):
 def shared_ssm(cfg: ModelConfig, use: Use, family: str) -> SSM:
     """The one config of all Mamba layers."""
     if use.visibility is not Visibility.CAUSAL:
-        raise ConfigError(f"a bidirectional SSM cannot be exported to {family}, {_CAUSAL}: train it causally")
+        raise ConfigError(
+            f"a bidirectional SSM cannot be exported to {family}, which has no reversed branch: train it "
+            "causally"
+        )
     ssm = one_of((x.mixer for x in layers_of(cfg) if isinstance(x.mixer, SSM)), "mixer", family)
     one_of([cfg.norm_eps, ssm.norm_eps], "norm_eps", family)
     return ssm

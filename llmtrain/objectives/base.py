@@ -168,6 +168,9 @@ class Objective(ABC):
                             "row apart: set data.isolate_documents=false, or choose another layer"
                         )
 
+    def check_held_out(self, rows: Iterable[Row]) -> None:  # noqa: B027 - most objectives take any
+        """Refuse held-out rows that cannot be scored. Raises ConfigError with the way out."""
+
     def check_vocab(self, vocab: Vocab, seq_len: int) -> None:  # noqa: B027 - most objectives take any
         """Refuse a tokenizer that lacks what examples are made with. Raises ValueError with the way out."""
 

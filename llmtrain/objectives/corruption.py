@@ -117,9 +117,9 @@ def partition(totals: np.ndarray, parts: np.ndarray, rng: np.random.Generator) -
     """Each of ``totals`` cut into so many ``parts``, none of them empty, all ways alike: the lengths end to end."""
     owner = np.repeat(np.arange(len(totals)), totals)
     firsts = np.cumsum(totals) - totals
-    key = rng.random(len(owner))
-    key[firsts[totals > 0]] = -1.0  # a part begins at the first token in any case
-    order = np.lexsort((key, owner))
+    key = owner + 0.5 * rng.random(len(owner))  # of half a step, so that rounding keeps the owners apart
+    key[firsts[totals > 0]] -= 0.5  # a part begins at the first token in any case
+    order = np.argsort(key)
     rank = np.arange(len(owner)) - firsts[owner]  # alike in this order, which keeps the owners together
     begins = np.sort(order[rank < parts[owner]])
     return sizes_of(begins, len(owner))
@@ -147,14 +147,18 @@ def assign(
 def noise_mask(sizes: np.ndarray, noise: int, spans: int, rng: np.random.Generator) -> np.ndarray:
     """Which tokens are noise: in every segment kept and noise take turns, and the first token is kept.
 
-    So no span is cut by a segment, and none takes a BOS. Within a segment both are random partitions, as in T5.
+    So no span is cut by a segment, and none takes a BOS. Within a segment both are random partitions. In T5 the last
+    part is always noise, so that a single span is always the end of the text; here a last part may be kept as well.
     """
     if not spans:
         return np.zeros(sizes.sum(), bool)
     tokens, own = assign(sizes, noise, spans, rng)
-    kept = partition(sizes - tokens, np.maximum(own, 1), rng)
+    some = (own > 0).astype(np.int64)
+    kept = partition(sizes - tokens + some, own + 1, rng)
+    last = np.cumsum(own + 1) - 1
+    kept[last] -= some  # only this one may be empty
     taken = np.zeros_like(kept)
-    taken[np.repeat(own > 0, np.maximum(own, 1))] = partition(tokens, own, rng)
+    taken[np.delete(np.arange(len(kept)), last)] = partition(tokens, own, rng)
     runs = np.stack((kept, taken), 1).ravel()
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
 

@@ -78,7 +78,9 @@ class Retrieval(Objective):
 
     def example(self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator) -> Pairs:
         seen = self.sees is Visibility.BIDIRECTIONAL
-        return pair_of(row, vocab, kind="adjacent", seq_len=seq_len, prefix=seen, aux="none", rate=0.0, rng=rng)
+        return pair_of(
+            row, vocab, kind="adjacent", seq_len=seq_len, prefix=seen, aux="none", rate=0.0, rng=rng
+        )
 
     def head(self, d_model: int, vocab_size: int) -> HeadModule:
         return self.of.head(d_model, vocab_size)
@@ -104,10 +106,10 @@ class Retrieval(Objective):
         z, marks = (torch.cat(parts) for parts in zip(*found, strict=True))
         # rows come document by document: in an order of chance the next ones are of many
         order = torch.from_numpy(philox.generator(0, "held-out negatives").permutation(len(z))).to(z.device)
-        scale = head_of(model).scale()
+        z, marks, scale = z[order], marks[order], head_of(model).scale()
         for start in range(0, len(z), _BLOCK):
             n = min(_BLOCK, len(z) - start)
-            nats = self._ranked(z[order], marks[order], start, n, scale)
+            nats = self._ranked(z, marks, start, n, scale)
             yield nats, torch.ones_like(nats)
 
     def _ranked(
@@ -138,11 +140,13 @@ class Retrieval(Objective):
         return info_nce(cosine, own, negatives, scale)
 
     def _refuse(self, least: int, total: int) -> None:
-        if least < self.negatives:
-            raise ConfigError(
-                f"objective.eval_negatives={self.negatives}, but of {total} held-out rows some have only {least} of "
-                f"other documents and other content: set it to {least} or less, a smaller seq_len, or hold out more"
-            )
+        if least >= self.negatives:
+            return
+        lower = f"set it to {least} or less, or " if least else ""
+        raise ConfigError(
+            f"objective.eval_negatives={self.negatives}, but of {total} held-out rows some have only {least} of other "
+            f"documents and other content: {lower}hold out more documents, or set a smaller seq_len"
+        )
 
     @torch.no_grad()
     def samples(

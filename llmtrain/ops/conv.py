@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,7 +31,7 @@ def short_conv_reference(
     out = x * weight[:, -1] + bias
     for gap, near, tap in _taps(weight, doc):
         _, there = _ends(gap, reverse)
-        heard = F.pad(x[:, there] * near[..., None], (0, 0, 0, gap) if reverse else (0, 0, gap, 0))
+        heard = F.pad(x[:, there] * near, (0, 0, 0, gap) if reverse else (0, 0, gap, 0))
         out = out + heard * tap
     return F.silu(out)
 
@@ -52,11 +52,12 @@ def short_conv(
         return _ShortConv.apply(x.to(wide), weight.to(wide), bias.to(wide), doc, reverse)
 
 
-def _taps(weight: Tensor, doc: Tensor) -> Iterator[tuple[int, Bool[Tensor, "B S"], Float[Tensor, " D"]]]:
-    """Every distance in tokens, whether two so far apart are of one document, and the weight of such a pair."""
+def _taps(weight: Tensor, doc: Tensor) -> Iterator[tuple[int, Float[Tensor, "B S 1"], Float[Tensor, " D"]]]:
+    """Every distance in tokens, 1 where two so far apart are of one document, and the weight of such a pair."""
     tokens, taps = doc.shape[1], weight.shape[1]
     for gap in range(1, min(tokens, taps)):
-        yield gap, doc[:, gap:] == doc[:, : tokens - gap], weight[:, -1 - gap]
+        near = doc[:, gap:] == doc[:, : tokens - gap]
+        yield gap, near[..., None].to(weight.dtype), weight[:, -1 - gap]  # products with booleans are slow
 
 
 def _ends(gap: int, reverse: bool) -> tuple[slice, slice]:
@@ -69,7 +70,7 @@ def _before_silu(x: Tensor, weight: Tensor, bias: Tensor, doc: Tensor, reverse: 
     out = torch.addcmul(bias, x, weight[:, -1])
     for gap, near, tap in _taps(weight, doc):
         here, there = _ends(gap, reverse)
-        out[:, here].addcmul_(x[:, there] * near[..., None], tap)
+        out[:, here].addcmul_(x[:, there] * near, tap)
     return out
 
 
@@ -105,7 +106,7 @@ class _ShortConv(torch.autograd.Function):
             out = torch.mul(g, weight[:, -1], out=grad_x[r])
             for gap, near, tap in _taps(weight, doc[r]):
                 here, there = _ends(gap, ctx.reverse)
-                heard = g[:, here] * near[..., None]
+                heard = g[:, here] * near
                 out[:, there].addcmul_(heard, tap)
                 grad_weight[:, -1 - gap] += heard.mul_(rows[:, there]).sum((0, 1))
         return grad_x, grad_weight, grad_bias, None, None

@@ -15,6 +15,7 @@ from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.roles import Role, linear
 from llmtrain.ops.conv import short_conv
 from llmtrain.ops.dtypes import at_least_float32
+from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.scan import resume, scan
 from llmtrain.ops.scan_chunks import State
 from llmtrain.types import NO_DOC, Seq, Visibility
@@ -204,6 +205,7 @@ class SSMModule(MixerModule):
     def _gated(self, y: Tensor, x: Tensor, z: Tensor, seq: Seq) -> Tensor:
         """The skip, the gate, a norm for each group, and the projection; padding has a skip too, which it drops."""
         h = torch.addcmul(y, x, self.D[:, None]).flatten(2) * F.silu(z.to(y.dtype))
-        h = h.unflatten(-1, (self.cfg.groups, -1))
-        h = F.rms_norm(h, h.shape[-1:], eps=self.cfg.norm_eps).flatten(2) * self.norm.weight
-        return self.out(h).masked_fill((seq.doc == NO_DOC)[..., None], 0.0)
+        parts = zip(h.chunk(self.cfg.groups, -1), self.norm.weight.chunk(self.cfg.groups), strict=True)
+        normed = [rms_norm(part, weight, self.cfg.norm_eps) for part, weight in parts]
+        y = self.out(normed[0] if len(normed) == 1 else torch.cat(normed, -1))
+        return y.masked_fill((seq.doc == NO_DOC)[..., None], 0.0)
