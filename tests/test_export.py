@@ -12,7 +12,7 @@ import torch
 from llmtrain.data.tokenizers.byte import Bytes
 from llmtrain.errors import ConfigError
 from llmtrain.export.folder import Trained, export
-from llmtrain.export.pretrained import load_pretrained
+from llmtrain.export.pretrained import behind_reserved, load_pretrained
 from llmtrain.nn.init import initialise
 from llmtrain.nn.mixers.attention import Attention
 from llmtrain.nn.mixers.cross import CrossAttention
@@ -229,6 +229,21 @@ def test_a_folder_is_read_only_if_it_is_whole_known_and_plain(spoil, says, tmp_p
     else:
         with pytest.raises(ConfigError, match=says):
             load_pretrained(out)
+
+
+def test_a_foreign_table_comes_behind_the_reserved_rows(tmp_path):
+    objective, cfg, _ = RUNS["clm untied"]
+    run = trained(objective, cfg, tmp_path / "tokenizer")
+    export(run, tmp_path / "out")
+    found = load_pretrained(tmp_path / "out")
+    fresh = {key: torch.full((found.vocab_size + 30, 32), 7.0) for key in ("embed.weight", "head.weight")}
+    placed = behind_reserved(found, fresh, n_reserved=40)  # so that 10 rows of theirs are of no token
+    for key in fresh:
+        assert (placed[key][:40] == 7).all()
+        assert torch.equal(placed[key][40:], found.state[key][:-10])
+    assert placed["trunk.norm.weight"] is found.state["trunk.norm.weight"]
+    with pytest.raises(ConfigError, match="use the tokenizer of that folder"):
+        behind_reserved(found, fresh, n_reserved=10)
 
 
 def change(out: Path, **values: object) -> None:

@@ -41,11 +41,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             "experiment=clm_dense_ja",
             "data=text",
             f"data.source.paths=[{JAPANESE}]",
-            "steps=400",
-            "tokenizer.vocab_size=4096",
+            "data.max_bytes=500000",
+            "steps=150",
+            "tokenizer.vocab_size=3072",
         ]
     else:
-        words += ["experiment=quickstart", "steps=150"]
+        words += ["experiment=quickstart", "steps=100"]
     run = run_from(words)
     record = train(run)
     assert record is not None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -24,10 +25,12 @@ from llmtrain.pretrain import scorer, split_batch, train
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
 from llmtrain.setup import Setup, held_out, set_up
-from runs import REPO, metrics, overrides, tiny, write_text
+from runs import REPO, metrics, overrides, weights, write_text
+from runs import tiny as tiny_run
 
 STEPS, ROWS, SEQ_LEN = 12, 4, 512  # of a tiny run
 SCORE = "validation/clm_nats_per_token"
+NAMED = {"numbers": "txt", "again": "jsonl"}  # sets held out, and their files
 
 # what later parts read
 PINNED = {
@@ -40,6 +43,11 @@ PINNED = {
 }  # fmt: skip
 
 
+def tiny(home: Path, **changes: Any) -> Run:
+    """Samples take as long as the training does, so only the run that most tests look at makes one."""
+    return tiny_run(home, **({"eval__samples": 0} | changes))
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
@@ -50,9 +58,36 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(home: Path) -> RunRecord:
     """The record of the run that most tests look at."""
-    record = train(tiny(home, name="done", eval__every=5), overrides=["name=done", "eval.every=5"])
+    run = tiny(home, name="done", eval__every=5, eval__samples=1)
+    record = train(run, overrides=["name=done", "eval.every=5"])
     assert record is not None
     return record
+
+
+class Said(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def extras(home: Path) -> tuple[RunRecord, list[str]]:
+    """The record of the same run, profiled and with two more validation sets; and what it logged."""
+    (home / "numbers.txt").write_text("".join(f"{i} is followed by {i + 1}\n" for i in range(200)))
+    again = [{"text": (home / file).read_text()} for file in ("text.txt", "numbers.txt")]
+    (home / "again.jsonl").write_text("".join(json.dumps(document) + "\n" for document in again))
+    sets = {f"data__held_out__{name}": home / f"{name}.{kind}" for name, kind in NAMED.items()}
+    logger, said = logging.getLogger("llmtrain"), Said()
+    logger.addHandler(said)
+    try:
+        record = train(tiny(home, name="extras", eval__every=5, trainer__profile=4, **sets))
+    finally:
+        logger.removeHandler(said)
+    assert record is not None
+    return record, said.lines
 
 
 def ready(run: Run) -> Setup:
@@ -143,6 +178,60 @@ def test_the_record_agrees_with_the_metrics(home: Path, done: RunRecord) -> None
     assert steps[0]["loss"] > steps[-1]["loss"] > done.score.value - 1
     assert steps[-1]["seconds"] == pytest.approx(done.raw_tokens / done.tokens_per_second)
     assert steps[-1]["seconds"] < done.wall_seconds
+
+
+# ---- what does not change a run
+
+
+def test_sets_that_are_held_out_by_name_are_scored_with_the_rest_and_are_no_part_of_the_runs_score(
+    home: Path, done: RunRecord, extras: tuple[RunRecord, list[str]]
+) -> None:
+    record, said = extras
+    assert record.validation.keys() == {SCORE, *(f"{name}/clm_nats_per_token" for name in NAMED)}
+    assert record.validation[SCORE] == record.score == done.score
+    assert len({score.eval_hash for score in record.validation.values()}) == 3
+    n_bytes = (home / "numbers.txt").stat().st_size
+    assert (
+        record.validation["numbers/clm_nats_per_token"].n == n_bytes + 1
+    )  # of bytes, and the BOS that ends them
+    rows = [row for row in metrics(home / "runs" / "extras") if SCORE in row]
+    assert [row["step"] for row in rows] == [5, 10, STEPS]
+    for name in NAMED:
+        assert all({f"{name}/clm_nats_per_token", f"{name}/bits_per_byte"} <= row.keys() for row in rows)
+        assert rows[-1][f"{name}/clm_nats_per_token"] == record.validation[f"{name}/clm_nats_per_token"].value
+    copies = [line for line in said if "exact copies" in line]
+    assert len(copies) == 1 and copies[0].startswith("held-out set again: 1 of its 2 documents")
+
+
+def test_profiling_and_further_sets_change_no_bit_of_a_run(
+    home: Path, done: RunRecord, extras: tuple[RunRecord, list[str]]
+) -> None:
+    rows = metrics(home / "runs" / "extras")
+    shared = [{key: row[key] for key in row if key.partition("/")[0] not in NAMED} for row in rows]
+    assert shared == metrics(home / "runs" / "done")
+    assert weights(home / "runs" / "extras", STEPS) == weights(home / "runs" / "done", STEPS)
+
+
+def test_a_profile_is_a_table_and_a_trace_of_so_many_steps(
+    home: Path, extras: tuple[RunRecord, list[str]]
+) -> None:
+    folder = home / "runs" / "extras" / "profile"
+    assert [line for line in extras[1] if "profile" in line] == [
+        f"profiled 4 steps: {folder / 'table.txt'}, {folder / 'trace.json'}"
+    ]
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "Optimizer.step#CompositeOptimizer.step" for event in events) == 4
+    table = (folder / "table.txt").read_text().splitlines()
+    assert table[0] == "4 steps" and any("aten::mm" in line for line in table)
+    assert {p.name for p in folder.iterdir()} == {"table.txt", "trace.json"}
+
+
+def test_a_run_that_ends_before_it_is_warm_says_that_nothing_is_profiled(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tiny(home, name="cold", steps=2, seq_len=64, trainer__profile=1))
+    assert "no step was profiled" in caplog.text
+    assert not (home / "runs" / "cold" / "profile").exists()
 
 
 # ---- a second start
@@ -420,17 +509,24 @@ def test_a_mix_has_a_score_for_each_of_its_parts(home: Path) -> None:
         name: Corpus(source=TextFiles(paths=[str(home / file)]))
         for name, file in (("code", "text.txt"), ("numbers", "other.txt"))
     }
-    mix = Mix(components=parts, weights={"code": 3, "numbers": 1}, cache=str(home / "cache"), workers=1)
+    mix = Mix(
+        components=parts,
+        weights={"code": 3, "numbers": 1},
+        held_out={"named": str(home / "other.txt")},
+        cache=str(home / "cache"),
+        workers=1,
+    )
     run = dataclasses.replace(tiny(home, name="mix", steps=2, seq_len=64), data=mix)
     record = train(run)
     assert record is not None
-    assert record.validation.keys() == {f"validation_{part}/clm_nats_per_token" for part in parts}
+    sets = {"named", *(f"validation_{part}" for part in parts)}
+    assert record.validation.keys() == {f"{name}/clm_nats_per_token" for name in sets}
     code, numbers = (record.validation[f"validation_{part}/clm_nats_per_token"] for part in parts)
     assert record.score.n == code.n + numbers.n
     assert record.score.value * record.score.n == pytest.approx(
         code.value * code.n + numbers.value * numbers.n
     )
-    assert len({score.eval_hash for score in record.validation.values()}) == 2
+    assert len({score.eval_hash for score in record.validation.values()}) == 3
 
 
 # ---- other destinations of the metrics

@@ -1,6 +1,7 @@
 """A Hugging Face folder as a model of ours, for a run that begins from its weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from llmtrain.export.base import Use
 from llmtrain.export.families import FAMILIES, from_hf
 from llmtrain.nn.model import ModelConfig
 from llmtrain.types import Visibility
+
+_TABLES = {"embed.weight", "source_embed.weight", "head.weight"}
 
 
 class Pretrained(NamedTuple):
@@ -70,3 +73,22 @@ def load_pretrained(folder: Path) -> Pretrained:
         raise ConfigError(f"{folder}: its weights are not those of its config ({key}: {which})")
     cfg, use, state = from_hf(model.config.to_dict() | {"architectures": [name]}, model.state_dict())
     return Pretrained(cfg, use, state, len(state["embed.weight"]))
+
+
+def behind_reserved(found: Pretrained, fresh: Mapping[str, Tensor], *, n_reserved: int) -> dict[str, Tensor]:
+    """``found.state`` for a run whose tokenizer is the folder's own, shifted by ``n_reserved`` ids.
+
+    The tables' first rows are those of ``fresh``, the state of the run's newly drawn model; then come theirs. A table
+    that they made longer than their tokenizer is cut. A folder that was exported from a run needs none of this.
+    Raises ConfigError where their table is shorter than the run's vocabulary.
+    """
+    out = dict(found.state)
+    for name in _TABLES & out.keys():
+        wanted = len(fresh[name]) - n_reserved
+        if wanted > len(out[name]):
+            raise ConfigError(
+                f"the folder's table has {len(out[name])} rows, but the run's tokenizer makes {wanted} ids of text: "
+                "use the tokenizer of that folder"
+            )
+        out[name] = torch.cat((fresh[name][:n_reserved].to(out[name]), out[name][:wanted]))
+    return out
