@@ -89,7 +89,7 @@ class Pretrain(lightning.LightningModule):
         self.clock = Clock()
         self.stepped = False  # whether the last batch ended an optimiser step
         self.stopping = False  # whether the run ends after this step, unfinished
-        self.routed: tuple[list[Tensor], ...] = ()  # of the last step, over all ranks: see ``_follow_routers``
+        self.routed: tuple[list[Tensor], ...] = ()  # of the last step: see ``_follow_routers``
         self._losses: list[Loss] = []  # of the micro batches of this step
         self._batch_rows = batch_rows
         self._build_optimizer = optimizer

@@ -22,15 +22,19 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
 
 
+def folder_of(run: str | Path) -> Path:
+    """A run's folder, given as a path or as a name under runs/."""
+    path = Path(run)
+    return path if len(path.parts) > 1 or (path / "config.yaml").exists() else Path("runs") / path
+
+
 def load_run(run: str | Path, *, step: int | None = None) -> Loaded:
     """The model of a run with the weights of its newest checkpoint, or of ``step``, on the CPU and ready to evaluate.
 
     ``run`` is a folder, or a name under runs/. The run may be going on: nothing in its folder is changed. Where it kept
     an average of the weights, that is what is loaded. Raises ConfigError where there is no such run or checkpoint.
     """
-    folder = (
-        Path(run) if len(Path(run).parts) > 1 or (Path(run) / "config.yaml").exists() else Path("runs") / run
-    )
+    folder = folder_of(run)
     config = instantiate(read_config(folder))
     path = newest(folder) if step is None else find(folder, step=step)
     if path is None:

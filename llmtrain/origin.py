@@ -48,9 +48,15 @@ def origin_of(run: Run, identity: dict[str, str], *, rank: int, horizon: int) ->
         if found.values["horizon"] != horizon:
             log.info("the run's length is now %d steps, no longer %d", horizon, found.values["horizon"])
         return found
-    if run.init_from is None:
+    if run.init_from is None or public_folder(run) is not None:
         return None
     return _of_another(run, run.init_from, identity, horizon)
+
+
+def public_folder(run: Run) -> Path | None:
+    """The Hugging Face folder that ``init_from`` names, where it does."""
+    folder = Path(run.init_from or "")
+    return folder if run.init_from and (folder / "config.json").is_file() else None
 
 
 def _of_another(run: Run, given: str, identity: dict[str, str], horizon: int) -> Origin:

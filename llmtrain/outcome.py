@@ -11,7 +11,7 @@ from llmtrain.lit import Pretrain
 from llmtrain.record import Count, RunRecord
 from llmtrain.run_folder import git_commit, versions, write_text
 from llmtrain.scoring import Scored, together
-from llmtrain.setup import Setup
+from llmtrain.setup import Setup, held_out, rows_of
 
 
 def conclude(
@@ -40,13 +40,11 @@ def samples(setup: Setup) -> str:
     run, prepared = setup.run, setup.prepared
     parts = [f"# {run.folder.name}: samples\n"]
     setup.task.eval()
-    main = run.objective.evaluations()[0].score_name
-    for name, (objective, rows, *_) in setup.held_out.items():
-        if objective.score_name != main:
-            continue
+    for name, shards in held_out(prepared).items():
+        rows = rows_of(shards, run, tail=True)
         n = min(run.eval.samples, rows.n_rows)
         chosen = [rows[i * rows.n_rows // n] for i in range(n)]
-        made = objective.samples(
+        made = run.objective.samples(
             setup.task.model,
             chosen,
             prepared.vocab,
@@ -55,7 +53,7 @@ def samples(setup: Setup) -> str:
             seed=run.data_seed,
         )
         for i, sample in enumerate(made, 1):
-            title = f"## {name.partition('/')[0]} {i}"
+            title = f"## {name} {i}"
             parts.append(f"{title}\n\nGiven:\n\n{_block(sample.given)}\n\nMade:\n\n{_block(sample.made)}\n")
     return "\n".join(parts)
 

@@ -29,8 +29,9 @@ from llmtrain.data.prepare import prepare
 from llmtrain.errors import ConfigError, Stopped, StorageError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.lock import RunLock
+from llmtrain.nn.model import TokenHead
 from llmtrain.ops import backend
-from llmtrain.origin import Origin, origin_of
+from llmtrain.origin import Origin, origin_of, public_folder
 from llmtrain.outcome import conclude
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
@@ -69,6 +70,8 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         setup = set_up(run, prepared)
         stack.enter_context(backend.force(**run.trainer.kernels))
         origin = origin_of(run, identity_of(setup), rank=rank, horizon=setup.horizon)
+        if origin is None:
+            _begin_from_public(setup)
         if rank == 0:
             announce(setup, origin)
             run_folder.begin(run, list(overrides), prepared.folder)
@@ -79,7 +82,7 @@ def _fit(
     setup: Setup, origin: Origin | None, rank: int, started: float, accumulate: int, micro_rows: int
 ) -> RunRecord | None:
     run = setup.run
-    parent = origin.parent if origin else None
+    parent = origin.parent if origin else run.init_from
     first_step, first_row = (origin.step, origin.rows) if origin else (0, 0)
     work = work_of(setup)
     torch.manual_seed(philox.draw_seed(run.data_seed, f"torch on rank {rank}"))
@@ -143,7 +146,13 @@ def _profiles(run: Run, rank: int) -> list[Callback]:
 def identity_of(setup: Setup) -> dict[str, str]:
     """What a cursor into the rows belongs to, by hash."""
     run = setup.run
-    rows = [to_plain(run.objective, identity=True), run.seq_len, run.batch_rows, run.data_seed, run.data.isolate_documents]
+    rows = [
+        to_plain(run.objective, identity=True),
+        run.seq_len,
+        run.batch_rows,
+        run.data_seed,
+        run.data.isolate_documents,
+    ]
     return {
         "tokenizer": setup.prepared.tokenizer.hash,
         "corpus": setup.prepared.fingerprint,
@@ -164,6 +173,20 @@ def told(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: {error.strerror}; {free:,} bytes are free there: make room, or put runs "
             "elsewhere (runs=FOLDER); the same command continues"
         ) from error
+
+
+def _begin_from_public(setup: Setup) -> None:
+    """Take over the weights of the Hugging Face folder that ``init_from`` names, if it names one."""
+    folder = public_folder(setup.run)
+    if folder is None:
+        return
+    from llmtrain.export.base import Use
+    from llmtrain.export.start import start_from  # imports transformers
+
+    objective, tokenizer = setup.run.objective, setup.prepared.tokenizer
+    use = Use(objective.sees, objective.encoder, tokens=isinstance(setup.task.model.head, TokenHead))
+    start_from(folder, setup.task.model, setup.run.sized(tokenizer.vocab_size), use, tokenizer)
+    log.info("starting from the weights of %s", folder)
 
 
 def _begin(module: Pretrain, *, origin: Origin | None) -> None:

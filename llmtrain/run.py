@@ -69,7 +69,7 @@ class Run:
     checkpoint: Checkpointing = free(default_factory=Checkpointing)
     eval: Evaluating = free(default_factory=Evaluating)
     resume: Literal["auto", "never"] = free("auto")
-    init_from: str | None = None  # RUN or RUN@STEP: start from another run's state
+    init_from: str | None = None  # RUN, RUN@STEP or a Hugging Face folder (its weights alone)
     init_state: Literal["full", "weights"] = "full"  # full: weights, optimiser and cursor
     runs: Path = free(Path("runs"))
     labels: Labels = free(default_factory=Labels)

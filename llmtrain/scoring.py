@@ -42,7 +42,14 @@ class Scored(NamedTuple):
 
 def eval_hash(of: HeldOut, seq_len: int, n_rows: int) -> str:
     """What must agree before two scores are compared."""
-    what = [to_plain(of.objective, identity=True), seq_len, of.fingerprint, of.tokenizer_hash, of.isolate_documents, n_rows]
+    what = [
+        to_plain(of.objective, identity=True),
+        seq_len,
+        of.fingerprint,
+        of.tokenizer_hash,
+        of.isolate_documents,
+        n_rows,
+    ]
     text = json.dumps(what, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -61,8 +68,8 @@ def score(
     """Sum of nats / sum of counts over held-out rows, shared out over the ranks; each row scored once.
 
     ``context`` makes the context manager of the run's precision. With ``max_rows`` so many rows, spread evenly, are
-    scored, unless they are scored against one another. The standard error treats rows as the independent units (a ratio estimator), since tokens of one row are
-    not.
+    scored, unless they are scored against one another. The standard error treats rows as the independent units (a
+    ratio estimator), since tokens of one row are not.
     """
     objective, rows = held_out.objective, held_out.rows
     n = rows.n_rows if max_rows is None or objective.together else min(max_rows, rows.n_rows)

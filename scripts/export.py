@@ -20,6 +20,7 @@ def export(args: argparse.Namespace) -> None:
 
     import llmtrain
     from llmtrain.errors import ConfigError
+    from llmtrain.loading import folder_of
     from llmtrain.run_folder import TOKENIZER
 
     try:
@@ -30,14 +31,12 @@ def export(args: argparse.Namespace) -> None:
     from llmtrain.export.folder import export as write
 
     loaded = llmtrain.load(args.run, step=args.step)
-    run = Path(args.run)
-    folder = run if (run / TOKENIZER).exists() else Path("runs") / run
     trained = Trained(
         cfg=loaded.config.sized(loaded.tokenizer.vocab_size),
         model=loaded.model,
         objective=loaded.objective,
         tokenizer=loaded.tokenizer,
-        tokenizer_folder=folder / TOKENIZER,
+        tokenizer_folder=folder_of(args.run) / TOKENIZER,
         seq_len=loaded.config.seq_len,
     )
     report = write(trained, Path(args.out))

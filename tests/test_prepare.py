@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,6 +36,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 BYTES = Bytes(n_sentinels=0)
 
 
+@cache
 def prose(seed: int, n_lines: int) -> str:
     """Lines of random words: no two texts of different seeds share any."""
     rng = generator(seed, "prose")
@@ -312,6 +314,85 @@ def test_no_more_than_max_bytes_are_read(corpus):
     for limit in (100_000, 1_000_000):
         report = prepare(corpus(max_bytes=limit), BYTES).report["parts"]["corpus"]
         assert limit - 100 < report["bytes"] <= limit
+
+
+# --- sets that are held out by name
+
+
+@pytest.fixture
+def news(tmp_path: Path) -> TextFiles:
+    """Three texts, one of them in ``corpus`` too, one twice, one long."""
+    texts = [prose(7, 1000), prose(100, 50), prose(100, 50), prose(101, 2000)]
+    return write_documents(tmp_path / "news.jsonl", texts)
+
+
+def test_a_named_set_is_whole_but_for_copies_and_says_what_of_it_is_trained_on(corpus, news):
+    prepared = prepare(corpus(held_out={"news": news}), BYTES)
+    shards = prepared.held_out["news"]
+    assert "".join(documents_of(prepared, shards)) == prose(7, 1000) + prose(100, 50) + prose(101, 2000)
+    assert shards.doc_bytes.max() <= 65_536
+    report = prepared.report["held_out"]["news"]
+    expected = {"documents": 4, "duplicate_documents": 1, "also_in_training": 1, "tokens": shards.n_tokens}
+    assert report.items() >= expected.items()
+    assert list(prepared.validation) == ["corpus"]
+
+
+def test_a_set_that_joins_leaves_the_corpus_alone_and_is_made_once(corpus, news, tmp_path):
+    alone_with = prepare(corpus(), BYTES)
+    before = files_of(alone_with.folder)
+    times = {path: path.stat().st_mtime_ns for path in alone_with.folder.rglob("*")}
+    stages: list[str] = []
+    joined = prepare(corpus(held_out={"news": news}), BYTES, progress=lambda s, d, t: stages.append(s))
+    assert set(stages) == {"held out: news"}
+    assert (joined.folder, joined.fingerprint) == (alone_with.folder, alone_with.fingerprint)
+    assert files_of(joined.folder) == before
+    assert {path: path.stat().st_mtime_ns for path in joined.folder.rglob("*")} == times
+    stages.clear()
+    renamed = prepare(corpus(held_out={"olds": news}), BYTES, progress=lambda s, d, t: stages.append(s))
+    assert not stages  # a set is known by its content
+    assert renamed.held_out["olds"].fingerprint == joined.held_out["news"].fingerprint
+    other = prepare(corpus(held_out={"news": news}), Bytes(n_sentinels=8))
+    assert other.held_out["news"].folder != joined.held_out["news"].folder
+
+
+@pytest.mark.parametrize("calls", [1, 2, 6])
+def test_a_set_whose_preparation_is_killed_goes_on_and_ends_the_same(corpus, news, fine_grained, calls):
+    whole = prepare(corpus("whole", held_out={"news": news}), BYTES).held_out["news"].folder
+    told: list[str] = []
+
+    def kill(now: str, done: int, total: int | None) -> None:
+        told.append(now)
+        if told.count("held out: news") == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if (child := os.fork()) == 0:
+        prepare(corpus(held_out={"news": news}), BYTES, progress=kill)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    again = prepare(corpus(held_out={"news": news}), BYTES).held_out["news"].folder
+    assert files_of(again.parent) == files_of(whole.parent)
+
+
+def test_paths_in_the_place_of_a_set_are_text_files(tmp_path):
+    source = TextFiles(paths="a.txt")
+    given = Corpus(source=source, held_out={"a": "a.txt", "b": ["b.txt", "c/*.txt"], "c": source})  # type: ignore[dict-item]
+    assert given.held_out == {"a": source, "b": TextFiles(paths=("b.txt", "c/*.txt")), "c": source}
+
+
+def test_what_is_wrong_with_a_set_is_said_of_the_set(corpus, tmp_path):
+    with pytest.raises(
+        DataError, match=r"held-out set news: .*nowhere\.txt.* correct data\.held_out\.news\.paths"
+    ):
+        prepare(corpus(held_out={"news": "nowhere.txt"}), BYTES)
+    (tmp_path / "blank.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"held-out set news: .*empty.*data\.held_out\.news"):
+        prepare(corpus(held_out={"news": str(tmp_path / "blank.txt")}), BYTES)
+    for name in ("validation", "validation_a", "a b"):
+        with pytest.raises(ValueError, match=rf"data\.held_out\.{name}"):
+            corpus(held_out={name: "a.txt"})
+    part = Corpus(source=corpus().source, held_out={"a": "a.txt"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"data\.components\.x\.held_out has no effect in a mix"):
+        Mix(components={"x": part}, weights={"x": 1})
 
 
 # --- parts of the road

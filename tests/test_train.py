@@ -81,11 +81,14 @@ def extras(home: Path) -> tuple[RunRecord, list[str]]:
     (home / "again.jsonl").write_text("".join(json.dumps(document) + "\n" for document in again))
     sets = {f"data__held_out__{name}": home / f"{name}.{kind}" for name, kind in NAMED.items()}
     logger, said = logging.getLogger("llmtrain"), Said()
+    level = logger.level
     logger.addHandler(said)
+    logger.setLevel(logging.INFO)
     try:
         record = train(tiny(home, name="extras", eval__every=5, trainer__profile=4, **sets))
     finally:
         logger.removeHandler(said)
+        logger.setLevel(level)
     assert record is not None
     return record, said.lines
 

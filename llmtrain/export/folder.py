@@ -1,13 +1,12 @@
 """A run as a folder that ``transformers`` or ``sentence-transformers`` opens, checked before it is left behind."""
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from llmtrain.data.tokenizers.base import Tokenizer
 from llmtrain.errors import ConfigError
+from llmtrain.export.alone import alone
 from llmtrain.export.base import Public, Use
 from llmtrain.export.compare import embeddings, logits
 from llmtrain.export.families import to_hf
@@ -52,7 +51,7 @@ def export(run: Trained, out: Path) -> Report:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        with _alone():
+        with alone():
             _write(run, public, partial)
             if use.tokens:
                 found = logits(
@@ -109,22 +108,3 @@ def _write(run: Trained, public: Public, folder: Path) -> None:
     )
     tokenizer.save_pretrained(folder)
     check_ids(transformers.AutoTokenizer.from_pretrained(folder), run.tokenizer, TEXTS)
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Nothing that is written or opened here needs a network, nor a bar: the libraries are kept from both."""
-    import huggingface_hub.constants as hub
-    from transformers.utils import logging
-
-    offline, verbosity, bars = hub.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub.HF_HUB_OFFLINE = True
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = offline
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

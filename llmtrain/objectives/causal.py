@@ -60,7 +60,7 @@ class CausalLM(Objective):
     def raw_len(self, seq_len: int) -> int:
         return seq_len + 1
 
-    def scored(self, seq_len: int) -> int:
+    def scored(self, seq_len: int) -> int | float:
         return seq_len
 
     def passes(self, seq_len: int) -> tuple[Pass, ...]:

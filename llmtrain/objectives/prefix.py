@@ -38,7 +38,7 @@ class PrefixLM(CausalLM):
     def score_name(self) -> str:
         return "prefix_lm_nats_per_token"
 
-    def scored(self, seq_len: int) -> float:  # type: ignore[override]
+    def scored(self, seq_len: int) -> float:
         return (seq_len + 1) / 2
 
     def passes(self, seq_len: int) -> tuple[Pass, ...]:

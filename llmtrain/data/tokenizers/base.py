@@ -132,7 +132,7 @@ def reserved_names(n_reserved: int) -> list[str]:
 
     names = [f"<spare_{i}>" for i in range(N_FIXED)]
     names[PAD], names[BOS], names[MASK], names[UNK] = "<pad>", "<bos>", "<mask>", "<unk>"
-    names[MODES.start : MODES.stop] = [f"<mode_{i}>" for i in range(len(MODES))]
+    names[MODES.start : MODES.stop] = ["<mode_r>", "<mode_s>", "<mode_x>", "<mode_spare>"]
     names[FIM.start : FIM.stop] = ["<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_spare>"]
     return names + [f"<extra_{i}>" for i in range(n_reserved - N_FIXED)]
 
