@@ -171,6 +171,16 @@ def test_names_of_the_users_own_can_be_added_and_taken_away():
     }
 
 
+def test_a_set_to_hold_out_is_given_by_its_paths_or_as_a_source():
+    hub = "{_target_: llmtrain.data.sources.hub.Hub, path: wikitext, split: validation}"
+    sets = run_from(["data.held_out.news=[a.txt, b/*.txt]", f"data.held_out.wiki={hub}"]).data.held_out
+    assert (sets["news"].paths, sets["wiki"].path) == (("a.txt", "b/*.txt"), "wikitext")
+    assert "unknown key data.held_out.news.pathz" in refused(
+        "data.held_out.news={_target_: llmtrain.data.sources.text.TextFiles, pathz: a.txt}"
+    )
+    assert refused("data.held_out.news=3") == "data.held_out.news: got 3, expected a config of class Source"
+
+
 def test_a_length_that_is_given_takes_the_place_of_the_one_in_the_file():
     made = run_from(["experiment=quickstart", "name=a", "tokens=1e5", "seed=1"])
     assert (made.tokens, made.steps, made.tokens_per_param) == (1e5, None, None)
@@ -351,29 +361,37 @@ def test_a_package_is_trusted_iff_a_file_of_the_user_names_it(tmp_path, monkeypa
 # ---- the command
 
 
-@pytest.mark.parametrize(
-    ("words", "exit_code", "said"),
-    [
-        (["--help"], 0, "experiments"),
-        (["-h", "optm.lr=1"], 0, "experiments"),
-        (["--cfg", "optim.lr=0.5"], 0, "lr: 0.5"),
-        (["optm.lr=1"], 2, "error: unknown key optm.lr: did you mean optim.lr?"),
-        (["model=dens"], 2, "error: unknown choice"),
-        (["--hepl"], 2, "did you mean --help?"),
-        (["-m", "seed=1,2"], 2, "one command is one run"),
-        (["logger._target_=os.system"], 2, "outside llmtrain"),
-    ],
-)
-def test_help_and_mistakes_need_neither_torch_nor_lightning(words, exit_code, said):
-    code = (
-        "import sys; from llmtrain.cli import main; rc = main(sys.argv[1:]);"
-        "assert not {'torch', 'lightning', 'datasets', 'transformers'} & sys.modules.keys(); sys.exit(rc)"
-    )
-    done = run(*words, code=code)
-    assert done.returncode == exit_code, done.stderr
-    assert said in done.stdout + done.stderr
-    if exit_code:
-        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+COMMANDS = [  # words, exit code, what is said
+    (["--help"], 0, "experiments"),
+    (["-h", "optm.lr=1"], 0, "experiments"),
+    (["--cfg", "optim.lr=0.5"], 0, "lr: 0.5"),
+    (["optm.lr=1"], 2, "error: unknown key optm.lr: did you mean optim.lr?"),
+    (["model=dens"], 2, "error: unknown choice"),
+    (["--hepl"], 2, "did you mean --help?"),
+    (["-m", "seed=1,2"], 2, "one command is one run"),
+    (["logger._target_=os.system"], 2, "outside llmtrain"),
+]
+
+
+def test_help_and_mistakes_need_neither_torch_nor_lightning():
+    code = f"""
+import contextlib, io, json, sys
+from llmtrain.cli import main
+for words in {[words for words, _, _ in COMMANDS]!r}:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+    assert not {{'torch', 'lightning', 'datasets', 'transformers'}} & sys.modules.keys(), words
+"""
+    done = run(code=code)
+    assert done.returncode == 0, done.stderr
+    answers = map(json.loads, done.stdout.splitlines())
+    for (words, exit_code, said), (code, out, err) in zip(COMMANDS, answers, strict=True):
+        assert code == exit_code, words
+        assert said in out + err
+        if exit_code:
+            assert (out, err.count("\n")) == ("", 1)
 
 
 def test_help_names_every_experiment_group_choice_and_key():
@@ -401,22 +419,22 @@ def test_an_error_ends_with_its_own_exit_code_and_an_interrupt_with_130(monkeypa
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_a_summary_and_a_second_start_prints_its_record(tmp_path):
+def test_a_run_ends_with_a_summary_and_a_second_start_prints_its_record(tmp_path, capsys):
     text = tmp_path / "a.txt"
     text.write_text("".join(f"line {i} of some text, which says {i * 7919 % 1000}\n" for i in range(2000)))
-    words = (
-        *("name=a", "steps=2", "size=d1", "seq_len=32", "batch_rows=2", f"runs={tmp_path}", "eval.rows=2"),
+    words = [
+        *("name=a", "steps=2", "size=d1", "seq_len=32", "batch_rows=2", f"runs={tmp_path}", "eval.samples=0"),
         *("data=text", f"data.source.paths={text}", f"data.cache={tmp_path / 'cache'}", "data.workers=1"),
-        *("tokenizer=bytes", "tokenizer.n_sentinels=0", "optim=adamw"),
-    )
-    first = run(*words)
-    assert first.returncode == 0, first.stderr
+        *("tokenizer=bytes", "tokenizer.n_sentinels=0", "optim=adamw", "data.validation_min_bytes=2000"),
+    ]
+    assert cli.main(words) == 0
+    summary = capsys.readouterr().out
     for said in ("bits per byte", "tokens/s", "MFU", "samples.md", "loss.png", "record.json"):
-        assert said in first.stdout
-    again = run(*words)
-    assert again.returncode == 0
-    assert "is finished" in again.stderr
-    assert json.loads(again.stdout) == json.loads((tmp_path / "a" / "record.json").read_text())
-    other = run(*words, "optim.lr=0.5")
-    assert other.returncode == 2
-    assert "optim.lr: 0.003 there, 0.5 now" in other.stderr and other.stderr.count("error") == 1
+        assert said in summary
+    assert cli.main(words) == 0
+    again = capsys.readouterr()
+    assert "is finished" in again.err
+    assert json.loads(again.out) == json.loads((tmp_path / "a" / "record.json").read_text())
+    assert cli.main([*words, "optim.lr=0.5"]) == 2
+    other = capsys.readouterr().err
+    assert "optim.lr: 0.003 there, 0.5 now" in other and other.count("error") == 1

@@ -9,7 +9,7 @@ from llmtrain.scoring import HeldOut, score
 from tests.matrix import families, fitting, objectives
 from tests.tiny import VOCAB, Uniform, examples_of, model_of
 
-LENGTH, ROWS, STEPS = 16, 28, 50
+LENGTH, ROWS, STEPS = 16, 28, 30
 
 
 @families
