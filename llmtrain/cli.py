@@ -1,10 +1,12 @@
 """The command line: words to a run, the run to its end, mistakes and signals to one line and an exit code."""
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(work: Callable[[], int | None]) -> int:
     """Do ``work`` and return its exit code; what the user can mend, or did, becomes one line on stderr and its code."""
     log_to_stderr()
+    if "LOCAL_RANK" in os.environ and "RANK" not in os.environ:  # as Lightning starts further ranks
+        _end_with_parent()
     signals = Signals()
     try:
         with signals:
@@ -36,15 +40,14 @@ def guarded(work: Callable[[], int | None]) -> int:
         line, code = str(stop), stop.exit_code
     except (Exception, KeyboardInterrupt) as error:
         if signals.code is not None or isinstance(error, KeyboardInterrupt):
-            line, code = (
-                STOPPED,
-                signals.code or 130,
-            )  # compiled code turns what a signal raises into its own errors
+            # compiled code turns what a signal raises into errors of its own
+            line, code = STOPPED, signals.code or 130
         elif isinstance(error, UserError):
             line, code = f"error: {error}", error.exit_code
         else:
             raise
-    print(line, file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr)
     return code
 
 
@@ -81,7 +84,7 @@ class Signals:
             os.close(self._writer)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        code = EXIT_CODES[signal.Signals(number)]
+        code = EXIT_CODES[number]
         if self.code is not None:
             _end(code)
         self.code = code
@@ -90,14 +93,27 @@ class Signals:
     def _wait(self, reader: int) -> None:
         with open(reader, "rb", buffering=0) as received:
             while number := received.read(1):
-                if (code := EXIT_CODES.get(signal.Signals(number[0]))) and not self._left.wait(self.GRACE):
+                if (code := EXIT_CODES.get(number[0])) and not self._left.wait(self.GRACE):
                     _end(code)
 
 
 def _end(code: int) -> None:
     shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a bar hides the cursor
-    os.write(2, f"{shown}{STOPPED}\n".encode())
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        os.write(2, f"{shown}{STOPPED}\n".encode())
     os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """End this process, a further rank, when the first one has ended: it would wait for it until a timeout."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(EXIT_CODES[signal.SIGTERM])
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _die_by_default() -> None:

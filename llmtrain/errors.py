@@ -6,7 +6,8 @@ such an error as one line; anything else is a bug of ours and keeps its tracebac
 
 import signal
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}  # SIGUSR1 is SLURM's warning
+# by signal; SIGUSR1 is SLURM's warning
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
 class UserError(Exception):

@@ -2,13 +2,15 @@
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 
 from llmtrain.objectives.base import Task
 from llmtrain.scoring import HeldOut, score
-from tests.matrix import families, fitting, objectives
-from tests.tiny import VOCAB, Uniform, examples_of, model_of
+from tests.matrix import OBJECTIVES, families, fitting, objectives
+from tests.tiny import FAMILIES, VOCAB, Uniform, examples_of, model_of
 
+CORE = [OBJECTIVES[name] for name in ("clm", "mlm", "denoising", "contrastive")]
 LENGTH, ROWS, STEPS = 16, 28, 30
 
 
@@ -16,6 +18,8 @@ LENGTH, ROWS, STEPS = 16, 28, 30
 @objectives
 def test_no_pair_beats_the_entropy_of_uniform_tokens(objective, cfg):
     fitting(objective, cfg)
+    if objective not in CORE and cfg is not FAMILIES["hybrid"]:
+        pytest.skip("a variant is shown on the hybrid, which has every kind of layer")
     task = Task(model_of(objective, cfg), objective)
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2, weight_decay=0.0)
     train = Uniform(ROWS * STEPS, objective.raw_len(LENGTH), seed=1000)

@@ -276,7 +276,7 @@ from llmtrain.types import Visibility
 seq, block = mixed(Visibility.PREFIX), block_of(SSMS["groups"], Visibility.PREFIX)
 x = noise(*seq.doc.shape, 32, seed=7).requires_grad_()
 found = []
-for f in (block, torch.compile(block, fullgraph=True)):
+for f in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
     y = f(x, seq, None).h
     y.backward(noise(*y.shape, seed=3))
     found.append([y.detach(), *(p.grad for p in (x, *block.parameters()))])

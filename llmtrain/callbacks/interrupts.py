@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from llmtrain.callbacks.base import AfterStep
-from llmtrain.errors import EXIT_CODES, Stopped
+from llmtrain.errors import EXIT_CODES
 from llmtrain.lit import Pretrain
 
 
@@ -32,12 +32,8 @@ class Interrupts(AfterStep):
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._woken)
 
-    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if isinstance(exception, Stopped) and (launcher := trainer.strategy.launcher) is not None:
-            launcher.kill(signal.SIGTERM)  # further ranks would wait for this one
-
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
-        code = 0 if self._received is None else EXIT_CODES[signal.Signals(self._received)]
+        code = 0 if self._received is None else EXIT_CODES[self._received]
         if dist.is_initialized():  # ranks hear of a signal at different steps and must end at the same one
             agreed = torch.tensor(code, device=module.device)
             dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
@@ -48,5 +44,5 @@ class Interrupts(AfterStep):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
-            os._exit(EXIT_CODES[signal.Signals(number)])
+            os._exit(EXIT_CODES[number])
         self._received = number
