@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,7 +75,7 @@ class Trainer:
         fast = (
             torch.cuda.is_bf16_supported(including_emulation=False)
             if self.on_gpu
-            else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            else _cpu_multiplies_bf16()
         )
         return "bf16" if fast else "fp32"
 
@@ -120,6 +121,16 @@ class Trainer:
             enable_model_summary=False,
             callbacks=callbacks,
         )
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16.
+
+    On x86, oneDNN calls bfloat16 supported wherever there is AVX512, and emulates it: 0.2 of float32's speed.
+    """
+    if platform.machine().lower() in {"x86_64", "amd64"}:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def quiet() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import platform
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from llmtrain.pretrain import scorer, split_batch, train
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
 from llmtrain.setup import Setup, held_out, set_up
+from llmtrain.trainer import Trainer
 from runs import REPO, metrics, overrides, weights, write_text
 from runs import tiny as tiny_run
 
@@ -369,6 +371,16 @@ def test_a_batch_that_does_not_divide_is_refused(home: Path, changes: dict[str, 
 
 
 # ---- precision, compilation, numbers
+
+
+def test_bf16_is_chosen_on_a_cpu_with_instructions_for_it_alone() -> None:
+    """oneDNN says yes wherever there is AVX512, and is then five times slower than in float32."""
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.exists():
+        pytest.skip("reads the flags of an x86 CPU from /proc/cpuinfo")
+    flags = set(next(line for line in info.read_text().splitlines() if line.startswith("flags")).split())
+    expected = "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    assert Trainer(accelerator="cpu").chosen_precision() == expected
 
 
 def test_bf16_runs_where_hardware_has_none(home: Path) -> None:
