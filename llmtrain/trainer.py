@@ -73,9 +73,7 @@ class Trainer:
         if self.precision != "auto":
             return self.precision
         fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if self.on_gpu
-            else _cpu_multiplies_bf16()
+            torch.cuda.is_bf16_supported(including_emulation=False) if self.on_gpu else _cpu_multiplies_bf16()
         )
         return "bf16" if fast else "fp32"
 
