@@ -136,7 +136,7 @@ def _t5gemma(setup: Setup) -> nn.Module:
     encoder, decoder = T5GemmaModuleConfig(**stack), T5GemmaModuleConfig(**stack, is_decoder=True)
     vocab_size = setup.prepared.vocab.size
     return T5GemmaForConditionalGeneration(
-        T5GemmaConfig(encoder=encoder, decoder=decoder, vocab_size=vocab_size, attn_implementation="sdpa")
+        T5GemmaConfig(encoder=encoder, decoder=decoder, vocab_size=vocab_size, attn_implementation="eager")
     )
 
 
