@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from llmtrain import faults
 from llmtrain.errors import EXIT_CODES, ConfigError, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def guarded(work: Callable[[], int | None]) -> int:
     signals = Signals()
     try:
         with signals:
+            faults.arm(os.environ.get(faults.VARIABLE, ""))
             return work() or 0
     except Stopped as stop:
         line, code = str(stop), stop.exit_code

@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from llmtrain import faults
 from llmtrain.nn.routing import by_layer, n_tokens, over_ranks, routers, update_biases
 from llmtrain.objectives.base import Loss, Task
 from llmtrain.optim.composite import CompositeOptimizer
@@ -107,10 +108,12 @@ class Pretrain(lightning.LightningModule):
         self.clock.lap()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if not self._losses:
+            faults.at("step", self.progress.step)
         loss: Loss = self.task(batch)
         self._losses.append(loss)
         self.stepped = False
-        return loss.loss
+        return faults.poisoned(loss.loss, "step", self.progress.step)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from lightning import Callback
 
-from llmtrain import philox, run_folder
+from llmtrain import faults, philox, run_folder
 from llmtrain.accounting import peak_flops
 from llmtrain.callbacks.checkpoints import Checkpoints, restore
 from llmtrain.callbacks.display import display, preparing
@@ -63,6 +63,8 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         elif run_folder.finished(run):
             return None  # else this rank would wait for the first, which has nothing to do
         stack.enter_context(told(run.folder))
+        faults.remember_in(run.folder)
+        faults.at("start")
         run.trainer.configure()
         accumulate, micro_rows = split_batch(run)
         with preparing(show=rank == 0) as progress:
@@ -132,6 +134,7 @@ def _fit(
                 "the same command continues",
                 interrupts.exit_code,
             )
+        faults.at("end")
         return conclude(setup, module, final, work, parent, device)
 
 
@@ -245,6 +248,7 @@ def scorer(setup: Setup, micro_rows: int) -> Callable[[int | None], dict[str, Sc
     run = setup.run
 
     def scores(max_rows: int | None) -> dict[str, Scored]:
+        faults.at("eval")
         return {
             name: score(
                 setup.task,

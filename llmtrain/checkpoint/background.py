@@ -11,6 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from llmtrain import faults
 from llmtrain.checkpoint.commit import save
 from llmtrain.checkpoint.find import prune
 from llmtrain.checkpoint.state import PER_RANK, State, split_ties
@@ -39,7 +40,15 @@ class Saver:
     ) -> None:
         self._folder, self._keep_last, self._keep_every = folder, keep_last, keep_every
         self._rank = rank
-        self._write = partial(save, folder, rank=rank, world=world, barrier=barrier, per_rank=per_rank)
+        self._write = partial(
+            save,
+            folder,
+            rank=rank,
+            world=world,
+            barrier=barrier,
+            per_rank=per_rank,
+            on_write=faults.written,
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._buffers: dict[tuple[str, str], Tensor] = {}

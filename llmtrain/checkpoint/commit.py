@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llmtrain import faults
 from llmtrain.checkpoint import folders
 from llmtrain.checkpoint.disk import estimate_bytes, refused
 from llmtrain.checkpoint.files import Damaged, NewFile, StoredFile, sync_folder
@@ -132,6 +133,7 @@ class _Attempt:
         # rank 0 made no folder where the checkpoint is there already
         if not self.tmp.is_dir():
             return
+        faults.at("save")
         files: dict[str, StoredFile] = {}
         groups: dict[str, list[Part]] = {}
         for group, named in self.tensors.items():

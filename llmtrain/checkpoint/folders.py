@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from llmtrain import faults
 from llmtrain.checkpoint.files import Damaged, check
 from llmtrain.checkpoint.manifest import read_manifest
 from llmtrain.errors import StorageError
@@ -51,7 +52,9 @@ def set_aside(checkpoint: Path, damage: Damaged) -> None:
 
 def delete(checkpoint: Path) -> None:
     """Delete ``checkpoint`` so that at no moment a part of it looks like a checkpoint."""
+    faults.at("delete")
     _do("deleted", os.rename, checkpoint, unfinished(checkpoint))
+    faults.at("delete")
     remove(unfinished(checkpoint))
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmtrain import faults
 from llmtrain.errors import ConfigError, NumbersError
 from llmtrain.optim.ema import WeightAverage
 from llmtrain.optim.gradients import first_nonfinite, global_norm
@@ -82,6 +83,8 @@ class CompositeOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = [p.grad for p in self.weights.values() if p.grad is not None]
+        for grad in grads[:1]:
+            grad.copy_(faults.poisoned(grad, "grad", self.steps))  # itself, unless a fault is due
         finite, norm = _agree(global_norm(grads), loss)
         if not finite and self.on_nonfinite == "stop":
             raise NumbersError(self._complaint(norm, loss))
