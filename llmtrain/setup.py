@@ -75,6 +75,8 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         model = run.objective.build(cfg, vocab_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if run.trainer.activation_checkpointing == "block":
+        model.recompute_blocks()
     initialise(model, n_layers=cfg.shape[0], seed=run.init_seed)
     documents = accumulate((part.shards.n_documents for part in prepared.train), initial=0)
     rows = tuple(

@@ -29,7 +29,9 @@ class Trainer:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: PositiveInt = 1  # processes on this machine, one a device
     nodes: PositiveInt = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp", "tp"] = "auto"  # auto: ddp where there are several processes
+    tensor: PositiveInt = 1  # ranks that share the matrices of every layer (tp); the others share rows
+    activation_checkpointing: Literal["none", "block"] = "none"  # what a block keeps for its backward pass
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     compile: bool = False
     deterministic: bool = True  # the same bits from the same seed
@@ -41,6 +43,37 @@ class Trainer:
     profile: PositiveInt | None = (
         None  # steps, after some to warm up, recorded into profile/ of the run's folder
     )
+
+    def __post_init__(self) -> None:
+        if self.strategy != "tp" and self.tensor > 1:
+            raise ValueError(
+                f"tensor={self.tensor} is for strategy=tp, and strategy={self.strategy}: set trainer.tensor=1, or "
+                "trainer.strategy=tp"
+            )
+        if self.strategy == "tp" and self.tensor == 1:
+            raise ValueError(
+                "strategy=tp with tensor=1 splits no matrix: set trainer.tensor=2, or trainer.strategy=fsdp"
+            )
+        if self.world % self.tensor:
+            raise ValueError(
+                f"tensor={self.tensor} does not divide the {self.world} ranks (devices x nodes): give a number of "
+                "devices that it divides"
+            )
+        if self.sharded and self.compile:
+            raise ValueError(
+                f"compile=true with strategy={self.strategy} is not supported: set trainer.compile=false, or "
+                "trainer.strategy=ddp"
+            )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank holds only a part of the model."""
+        return self.strategy in {"fsdp", "tp"}
+
+    @property
+    def shares(self) -> int:
+        """Ranks, or groups of ranks with the same rows, that the rows of a batch are shared out over."""
+        return self.world // self.tensor
 
     @property
     def kernels(self) -> dict[str, str]:
@@ -99,6 +132,10 @@ class Trainer:
             raise ConfigError(
                 f"trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs: give at most "
                 "so many, or trainer.accelerator=cpu"
+            )
+        if self.sharded:
+            raise ConfigError(
+                f"trainer.strategy={self.strategy} does not train yet: use trainer.strategy=ddp"
             )
         kind: Any = "ddp" if self.world > 1 or self.strategy == "ddp" else "auto"
         return lightning.Trainer(

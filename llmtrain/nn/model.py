@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llmtrain.config import config
 from llmtrain.nn.base import MLP, Extent, Flops, HeadModule, LayerConfig, Mixer
@@ -121,6 +122,9 @@ class Trunk(nn.Module):
         super().__init__()
         n_layers, d_model = cfg.shape
         self.dropout, self.place = cfg.dropout, place
+        self.recompute = (
+            False  # whether a block keeps only its input, and is computed anew for the backward pass
+        )
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(cfg, i, visibility, cross=cross, place=place + len(_PARTS) * i + 1) for i in range(n_layers)
         )
@@ -133,9 +137,15 @@ class Trunk(nn.Module):
         key = key if self.training and self.dropout else None
         x = x if key is None else dropout(x, self.dropout, key, self.place)
         for block in self.blocks:
-            x, counted = block(x, seq, source, key)
+            x, counted = self._through(block, x, seq, source, key)
             routing += counted
         return Hidden(self.norm(x), routing)
+
+    def _through(self, block: Block, *inputs: Any) -> Hidden:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(*inputs)
+        # dropout is addressed and what routers counted is returned, so nothing is drawn or counted twice
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def taps(
         self, x: Float[Tensor, "B T D"], seq: Seq, layers: Collection[int], source: Source | None = None
@@ -195,6 +205,12 @@ class Model(nn.Module):
         memory = self._encoded(source, key)
         out = self.trunk(self._embedded(seq), seq, (memory.h, source), key=key)
         return Hidden(out.h, memory.routing + out.routing)
+
+    def recompute_blocks(self) -> None:
+        """From now on, keep of each block its input alone, and compute the rest anew for the backward pass."""
+        for trunk in (self.trunk, self.encoder):
+            if trunk is not None:
+                trunk.recompute = True
 
     def encode(self, source: Seq) -> Source:
         """What a decoder reads at every ``step``."""
