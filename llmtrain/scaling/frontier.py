@@ -1,0 +1,65 @@
+"""The compute-optimal run under a law: the N, and with it D, of the lowest loss at given FLOPs, found numerically."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Complex, Float
+
+from llmtrain.scaling.flops import Convention
+from llmtrain.scaling.forms.base import Centre, Form
+
+_STEP = 1e-30  # of the complex step: derivatives exact to rounding
+_HALVINGS = 70
+_WIDEST = 60.0  # in ln N
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+    """Of each theta: [S] each."""
+
+    n: Float[np.ndarray, " S"]
+    d: Float[np.ndarray, " S"]
+    loss: Float[np.ndarray, " S"]
+
+
+def has_optimum(form: Form) -> bool:
+    """Whether the law sets parameters against data at all."""
+    return {"n", "d"} <= set(form.needs)
+
+
+def optimum(
+    form: Form,
+    theta: Float[np.ndarray, "S p"],
+    centre: Centre,
+    convention: Convention,
+    flops: float,
+    *,
+    unique: float = np.inf,
+) -> Optimum:
+    """By bisection of d loss / d ln N at constant C = k(N) D, which rises through 0 once; nan where it does not.
+
+    ``unique`` tokens bound what counts in full, for a form that cares.
+    """
+
+    def loss(log_n: np.ndarray) -> Complex[np.ndarray, " S"]:
+        n = np.exp(log_n)[:, None]
+        d = flops / convention.per_token(n)
+        x = {"n": n, "d": d, "c": np.full_like(n, flops), "unique": np.minimum(d, unique)}
+        with np.errstate(over="ignore"):
+            return np.asarray(sum(np.exp(phi) for phi in form.log_terms(theta, x, centre)))[:, 0].astype(
+                complex
+            )
+
+    def slope(log_n: np.ndarray) -> Float[np.ndarray, " S"]:
+        return loss(log_n + 1j * _STEP).imag
+
+    middle = np.full(len(theta), 0.5 * np.log(flops / 6))
+    low, high = middle - _WIDEST, middle + _WIDEST
+    inside = (slope(low) < 0) & (slope(high) > 0)
+    for _ in range(_HALVINGS):
+        centre_n = 0.5 * (low + high)
+        rising = slope(centre_n) > 0
+        low, high = np.where(rising, low, centre_n), np.where(rising, centre_n, high)
+    log_n = np.where(inside, 0.5 * (low + high), np.nan)
+    n = np.exp(log_n)
+    return Optimum(n, flops / convention.per_token(n), loss(log_n).real)

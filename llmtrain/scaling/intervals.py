@@ -1,0 +1,55 @@
+"""Standard errors and intervals of anything that is a function of the law: by resamples, or by the delta method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from llmtrain.scaling.law import Law
+from llmtrain.scaling.resample import Draws
+
+Function = Callable[[np.ndarray], dict[str, np.ndarray]]  # of theta [S p]: named values [S]
+_STEP = 1e-5  # of a central difference, in units of theta (logarithms and exponents)
+
+
+@dataclass(frozen=True)
+class Interval:
+    value: float
+    se: float | None  # None where there is no interval
+    lo: float | None
+    hi: float | None
+
+
+def intervals(
+    law: Law, draws: Draws, of: Function, level: float, *, ratio: bool = False
+) -> dict[str, Interval]:
+    """Percentiles of the resamples where there are some, else the delta method with Student's t.
+
+    ``ratio``: positive quantities, whose delta interval is symmetric in the logarithm.
+    """
+    values = {name: float(v[0]) for name, v in of(law.theta[None]).items()}
+    if len(draws.theta):
+        tail = 50 * (1 - level)
+        found = {}
+        for name, drawn in of(draws.theta).items():
+            lo, hi = np.nanpercentile(drawn, [tail, 100 - tail])
+            found[name] = Interval(values[name], float(np.nanstd(drawn, ddof=1)), float(lo), float(hi))
+        return found
+    t = float(stdtrit(law.dof, 0.5 + level / 2))
+    return {name: _delta(law, of, name, value, t, ratio=ratio) for name, value in values.items()}
+
+
+def _delta(law: Law, of: Function, name: str, value: float, t: float, *, ratio: bool) -> Interval:
+    steps = _STEP * np.eye(len(law.theta))
+    up, down = of(law.theta + steps)[name], of(law.theta - steps)[name]
+    if ratio:
+        up, down = np.log(up), np.log(down)
+    gradient = (up - down) / (2 * _STEP)
+    moves = np.diag(law.covariance) > 0
+    se = float(np.sqrt(gradient[moves] @ law.covariance[np.ix_(moves, moves)] @ gradient[moves]))
+    if not np.isfinite(se):
+        return Interval(value, None, None, None)
+    if ratio:
+        return Interval(value, se * value, value * float(np.exp(-t * se)), value * float(np.exp(t * se)))
+    return Interval(value, se, value - t * se, value + t * se)

@@ -1,0 +1,139 @@
+"""A fitted law: what it predicts, and its two bands, of the law and of a run.
+
+The delta method: the variance of the law at x is g' V g with g the gradient by theta and V = s^2 (J' W J)^-1 (by
+clusters where several points come from one unit); that of a run there adds sigma^2 = max(residual, replicate)^2.
+Quantiles are Student's with n - p degrees of freedom (units - 1 where they are fewer).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import stdtrit
+
+from llmtrain.scaling.estimate import Estimate, Problem
+from llmtrain.scaling.flops import Convention
+from llmtrain.scaling.forms.base import Form, Inputs
+from llmtrain.scaling.huber import inside, psi
+from llmtrain.scaling.replicates import Replicates
+
+_NO_SLOPE = 1e-6  # of a column of the Jacobian against the residual: a parameter the points say nothing of
+
+
+@dataclass(frozen=True)
+class Sigma:
+    """Sds of the residual (relative for a fit of logs): around the law, and between replicates."""
+
+    residual: float
+    replicate: float | None
+    replicate_dof: int = 0
+
+    @property
+    def run(self) -> float:
+        """What a new run scatters by."""
+        enough = self.replicate is not None and self.replicate_dof >= 2
+        return max(self.residual, self.replicate or 0.0) if enough else self.residual
+
+
+@dataclass(frozen=True)
+class Bands:
+    """At each x the loss, where the law's is, and where a run's will be; [n] each."""
+
+    loss: Float[np.ndarray, " n"]
+    law_lo: Float[np.ndarray, " n"]
+    law_hi: Float[np.ndarray, " n"]
+    run_lo: Float[np.ndarray, " n"]
+    run_hi: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Law:
+    form: Form
+    theta: Float[np.ndarray, " p"]
+    centre: dict[str, float]
+    covariance: Float[np.ndarray, "p p"]
+    fixed: dict[str, float]  # entries of theta
+    log: bool
+    sigma: Sigma
+    dof: int
+    convention: Convention
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {name: float(v) for name, v in self.form.law(self.theta, self.centre).items()}
+
+    def problem(self, x: Inputs) -> Problem:
+        """The law on other runs, in its own coordinates."""
+        used = {key: np.atleast_1d(np.asarray(x[key], dtype=float)) for key in self.form.needs}
+        return Problem(self.form, self.form.on(used, self.centre), self.fixed, self.log)
+
+    def loss(self, x: Inputs) -> Float[np.ndarray, " n"]:
+        return self.problem(x).values(self.theta[None])[0]
+
+    def bands(self, x: Inputs, level: float) -> Bands:
+        problem = self.problem(x)
+        loss = problem.values(self.theta[None])[0]
+        g = problem.jacobian(self.theta)
+        law = np.sqrt(np.einsum("np,pq,nq->n", g, self.covariance, g))
+        t = float(stdtrit(self.dof, 0.5 + level / 2))
+        return Bands(
+            loss, *self._around(loss, t * law), *self._around(loss, t * np.hypot(law, self.sigma.run))
+        )
+
+    def _around(self, loss: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.log:
+            with np.errstate(over="ignore"):
+                return loss * np.exp(-width), loss * np.exp(width)
+        return loss - width, loss + width
+
+
+def law_of(
+    problem: Problem,
+    found: Estimate,
+    weight: Float[np.ndarray, " n"],
+    unit: Int[np.ndarray, " n"],
+    known: Replicates,
+    convention: Convention,
+) -> Law:
+    n, n_units = len(weight), len(np.unique(unit))
+    spare = n - problem.n_free
+    sigma = Sigma(float(np.sqrt((weight * found.residuals**2).sum() / spare)), known.sigma, known.dof)
+    jacobian = problem.jacobian(found.theta)
+    bread = _inverse(jacobian.T @ (jacobian * weight[:, None]))
+    slope = max(float(np.average(inside(found.residuals, found.delta), weights=weight)), problem.n_free / n)
+    force = psi(found.residuals, found.delta) / slope
+    dof = spare
+    if n_units < n:  # scores of a unit's points add up before they are squared
+        scores = np.zeros((n_units, jacobian.shape[1]))
+        np.add.at(scores, np.unique(unit, return_inverse=True)[1], jacobian * (weight * force)[:, None])
+        correction = n_units / (n_units - 1) * (n - 1) / spare
+        covariance = bread @ (scores.T @ scores) @ bread * correction
+        dof = max(1, min(spare, n_units - 1))
+    else:
+        variance = float((weight * force**2).sum() / spare)
+        if known.enough and known.sigma is not None:
+            variance = max(variance, known.sigma**2)
+        covariance = variance * bread
+    return Law(
+        problem.form,
+        found.theta,
+        dict(problem.model.centre),
+        covariance,
+        problem.fixed,
+        problem.log,
+        sigma,
+        dof,
+        convention,
+    )
+
+
+def _inverse(normal: Float[np.ndarray, "p p"]) -> Float[np.ndarray, "p p"]:
+    """Of what the points determine: a parameter without slope (fixed, or at a bound) gets no variance."""
+    scale = np.sqrt(np.diag(normal))
+    there = scale > _NO_SLOPE * scale.max()
+    found = np.zeros_like(normal)
+    unit = normal[np.ix_(there, there)] / np.outer(scale[there], scale[there])
+    found[np.ix_(there, there)] = np.linalg.pinv(unit, rcond=1e-14, hermitian=True) / np.outer(
+        scale[there], scale[there]
+    )
+    return found

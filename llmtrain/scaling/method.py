@@ -1,0 +1,60 @@
+"""How a law is fitted: the choices that are made before the data are seen, and stated with the result."""
+
+import math
+from dataclasses import field
+from typing import Literal
+
+from llmtrain.config import config
+from llmtrain.errors import ConfigError
+from llmtrain.scaling.forms import FORMS
+from llmtrain.typos import did_you_mean, nearest
+
+TWO_STAGE = ("isoflop", "envelope")  # forms that fit optima, not runs
+
+
+@config
+class Method:
+    form: str = "chinchilla"
+    residual: Literal["log", "raw"] = "log"
+    delta: float | Literal["auto"] = "auto"  # of Huber's loss; auto: 1.345 sd; inf: least squares
+    drop_highest_loss: int = 0
+    drop_worst_residual: int = 0  # after a first fit; the rest is fitted again
+    fix: dict[str, float] = field(default_factory=dict)  # parameters that are not fitted
+    frontier_bins: int | None = None  # fit the lowest loss of each of so many bins of ln C
+    minimum: Literal["auto", "quadratic", "robust", "akima", "local"] = "auto"  # of an IsoFLOP curve
+    bootstrap: int = 4000  # resamples; 0: none
+    seed: int = 0
+    level: float = 0.95  # of every interval
+    at: tuple[
+        float, ...
+    ] = ()  # FLOPs at which the optimum is stated, beside the largest seen and ten times that
+
+    def __post_init__(self) -> None:
+        if self.form not in (*FORMS, *TWO_STAGE):
+            names = (*FORMS, *TWO_STAGE)
+            raise ConfigError(f"form={self.form}: {did_you_mean(nearest(self.form, names), names)}")
+        if not isinstance(self.delta, str) and not self.delta > 0:
+            raise ConfigError(f"delta={self.delta} must be above 0; inf is least squares")
+        if not 0.5 <= self.level < 1:
+            raise ConfigError(f"level={self.level} must be from .5 to below 1")
+        for name in ("drop_highest_loss", "drop_worst_residual", "bootstrap"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
+        if self.frontier_bins is not None and self.frontier_bins < 3:
+            raise ConfigError(f"frontier_bins={self.frontier_bins} must be 3 or more")
+        if any(not (math.isfinite(flops) and flops > 0) for flops in self.at):
+            raise ConfigError(f"at={list(self.at)}: FLOPs must be above 0")
+        if self.form in FORMS:
+            form = FORMS[self.form]
+            for name, value in self.fix.items():
+                form.at(name)
+                if (
+                    name in form.coefficients
+                    and value != 0
+                    and any(term.powers for term in form.terms if term.coefficient == name)
+                ):
+                    raise ConfigError(
+                        f"fix {name}={value}: coefficients are fitted; fix E, exponents or shapes"
+                    )
+        elif self.fix:
+            raise ConfigError(f"fix={self.fix}: form {self.form} has no parameters to fix")

@@ -1,0 +1,168 @@
+"""Fits of planted laws: what was put in comes out, whatever the form, the scale or the noise."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from llmtrain.errors import DataError, NumbersError
+from llmtrain.scaling import Method, fit
+from llmtrain.scaling.forms import FORMS
+from llmtrain.scaling.resample import draw
+from planted import LAWS, points, surface
+
+
+def test_scaling_never_imports_torch() -> None:
+    """A fresh interpreter, since this one has it; matplotlib waits for figures, too."""
+    code = (
+        "import sys, llmtrain.scaling; bad = {'torch', 'lightning', 'matplotlib', 'transformers'} & set(sys.modules); "
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_five_parameters_come_back_to_eight_digits() -> None:
+    """On the surface, grid and tolerance of the published check."""
+    law = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+    for delta in ("auto", 1e-3, np.inf):
+        found = fit(surface(law), Method(delta=delta, bootstrap=0)).law.parameters
+        assert found == pytest.approx(law, rel=1e-8)
+
+
+@pytest.mark.parametrize("form", LAWS)
+def test_a_planted_law_comes_back(form: str) -> None:
+    law = LAWS[form]
+    for residual in ("log", "raw"):
+        found = fit(points(form), Method(form=form, residual=residual, bootstrap=0)).law.parameters
+        assert found == pytest.approx(law, rel=1e-5), residual
+
+
+@pytest.mark.parametrize("form", LAWS)
+def test_slopes_are_derivatives(form: str) -> None:
+    """Of every term, by every parameter: against differences."""
+    p = points(form)
+    f = FORMS[form]
+    x = {key: p.x[key] for key in f.needs}
+    model = f.on(x, f.centre(x))
+    theta = f.theta(LAWS[form], model.centre)[None]
+    for k in range(theta.shape[1]):
+        step = np.zeros_like(theta)
+        step[0, k] = 1e-6
+        for j, slope in enumerate(model.slopes(theta)):
+            difference = (model.terms(theta + step)[j] - model.terms(theta - step)[j])[0] / 2e-6
+            np.testing.assert_allclose(np.broadcast_to(slope[..., k], (1, len(p)))[0], difference, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", LAWS)
+def test_the_unit_of_the_loss_and_of_the_counts_does_not_matter(form: str) -> None:
+    """Stopping has no scale: in bits or in millions the same fit is found."""
+    from dataclasses import replace
+
+    p = points(form, noise=0.01)
+    first = fit(p, Method(form=form, bootstrap=0))
+    scaled = replace(p, loss=p.loss * 1e4)
+    second = fit(scaled, Method(form=form, bootstrap=0))
+    assert second.found.objective == pytest.approx(first.found.objective, rel=1e-7)
+    for name in FORMS[form].exponents:
+        assert second.law.parameters[name] == pytest.approx(first.law.parameters[name], rel=1e-6)
+
+
+def test_a_fixed_parameter_stays_and_the_others_are_fitted() -> None:
+    law = LAWS["chinchilla"]
+    p = points("chinchilla")
+    found = fit(p, Method(fix={"E": law["E"], "beta": law["beta"]}, bootstrap=0))
+    assert found.law.parameters == pytest.approx(law, rel=1e-6)
+    assert found.parameters["E"].se is None
+    assert fit(points("power"), Method(form="power", fix={"E": 0.0}, bootstrap=0)).law.parameters["E"] == 0
+
+
+def test_outliers_move_least_squares_and_not_huber() -> None:
+    from dataclasses import replace
+
+    p = points("chinchilla", noise=0.002)
+    loss = p.loss.copy()
+    loss[::17] *= 1.2
+    bad = replace(p, loss=loss)
+    truth = LAWS["chinchilla"]["alpha"]
+    least = fit(bad, Method(delta=np.inf, bootstrap=0)).law.parameters["alpha"]
+    huber = fit(bad, Method(delta=1e-3, bootstrap=0)).law.parameters["alpha"]
+    dropped = fit(bad, Method(delta=np.inf, drop_worst_residual=len(loss[::17]), bootstrap=0))
+    assert abs(huber - truth) < 0.2 * abs(least - truth)
+    assert {e.reason[:10] for e in dropped.points.excluded} == {"one of the"}
+    assert abs(dropped.law.parameters["alpha"] - truth) < 0.2 * abs(least - truth)
+
+
+def test_resampling_takes_whole_units() -> None:
+    """Checkpoints of a run are drawn together: intervals of correlated points are wider than those of as many runs."""
+    from dataclasses import replace
+
+    p = points("chinchilla", noise=0.0)
+    rng = np.random.default_rng(0)
+    unit = np.arange(len(p)) // 5
+    noisy = replace(p, loss=p.loss * np.exp(0.01 * rng.standard_normal(unit.max() + 1)[unit]))
+    apart = fit(noisy, Method(bootstrap=300)).parameters["alpha"]
+    together = fit(replace(noisy, unit=unit, unit_name="trunk"), Method(bootstrap=300)).parameters["alpha"]
+    assert together.se > 1.3 * apart.se
+
+
+def test_few_units_are_not_resampled_in_pairs() -> None:
+    p = points("power", noise=0.01)
+    few = p.keep(np.arange(len(p)) % 11 == 0, "few")
+    assert fit(few, Method(form="power", bootstrap=50)).draws.how == "wild"
+    fewer = p.keep(np.arange(len(p)) % 20 == 0, "few")
+    found = fit(fewer, Method(form="power", bootstrap=50))
+    assert found.draws.how == "none"
+
+
+def test_too_few_points_are_refused() -> None:
+    p = points("chinchilla").keep(np.arange(75) < 5, "few")
+    with pytest.raises(DataError, match="5 points cannot determine the 5 parameters"):
+        fit(p, Method())
+
+
+def test_points_that_do_not_determine_a_law_fail_loudly() -> None:
+    """Losses without any trend have no optimum that all starts find."""
+    from dataclasses import replace
+
+    p = points("chinchilla")
+    flat = replace(p, x=p.x | {"d": 20 * p.x["n"]})  # d goes with n: the two terms are one
+    with pytest.raises(NumbersError):
+        fit(flat, Method(bootstrap=0))
+
+
+def test_wrong_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean chinchilla"):
+        Method(form="chinchila")
+    with pytest.raises(ValueError, match="did you mean alpha"):
+        Method(fix={"alpa": 1.0})
+
+
+def test_the_optimum_by_numbers_is_the_closed_form() -> None:
+    """Hoffmann's appendix: N* = G (C/6)^a under C = 6ND."""
+    law = LAWS["chinchilla"]
+    best = fit(points("chinchilla"), Method(bootstrap=0, at=(1e21,))).best
+    at = next(b for b in best if b.flops == 1e21)
+    a = law["beta"] / (law["alpha"] + law["beta"])
+    g = (law["alpha"] * law["A"] / (law["beta"] * law["B"])) ** (1 / (law["alpha"] + law["beta"]))
+    assert at.n.value == pytest.approx(g * (1e21 / 6) ** a, rel=1e-6)
+    assert at.a == pytest.approx(a, rel=1e-9)
+
+
+def test_a_seed_gives_the_same_resamples() -> None:
+    p = points("chinchilla", noise=0.01)
+    one, two, other = (fit(p, Method(bootstrap=20, seed=s)).draws.theta for s in (0, 0, 1))
+    assert (one == two).all()
+    assert not (one == other).any()
+
+
+def test_parametric_resamples_have_the_noise_of_replicates() -> None:
+    from llmtrain.scaling.fit import point_fit
+
+    p = points("power", noise=0.01)
+    problem, found, p = point_fit(p, Method(form="power"))
+    drawn = draw(
+        problem, found, p.loss, p.weight, p.unit, how="parametric", count=400, seed=0, replicate_sigma=0.05
+    )
+    spread = np.log(problem.values(drawn.theta)).std(0)
+    assert 0.3 * 0.05 / np.sqrt(len(p)) < np.median(spread) < 5 * 0.05 / np.sqrt(len(p))
