@@ -10,7 +10,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from llmtrain import faults
+from llmtrain import faults, heartbeat
 from llmtrain.nn.routing import by_layer, n_tokens, over_ranks, routers, update_biases
 from llmtrain.objectives.base import Loss, Task
 from llmtrain.optim.composite import CompositeOptimizer
@@ -110,6 +110,7 @@ class Pretrain(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not self._losses:
             faults.at("step", self.progress.step)
+            heartbeat.beat(self.progress.step, heartbeat.BEGUN)
         loss: Loss = self.task(batch)
         self._losses.append(loss)
         self.stepped = False
@@ -129,6 +130,7 @@ class Pretrain(lightning.LightningModule):
         self.progress.step += 1
         self.progress.rows += self._batch_rows
         self.stepped = True
+        heartbeat.beat(self.progress.step, heartbeat.READY)
 
     def _follow_routers(self) -> None:
         """Move the routers' biases by the loads of this step, and keep loads, z and numbers of tokens by layer."""
