@@ -73,7 +73,7 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
     )
     module.times = times
     end = (WARMUP + steps) * run.batch_rows
-    rows = RankRows(first=0, end=end, micro_rows=micro_rows, rank=0, world=run.trainer.world)
+    rows = RankRows(n_rows=end, micro_rows=micro_rows, rank=0, world=run.trainer.world)
     batches = loader(setup.examples(), rows, workers=run.data.loader_workers)
     if run.trainer.compile:
         setup.task.compile()
@@ -216,7 +216,7 @@ class _Nowhere(Sink):
 
 def _loader_speed(setup: Setup, micro_rows: int) -> float:
     n = 200 * micro_rows
-    rows = RankRows(first=0, end=n, micro_rows=micro_rows, rank=0, world=1)
+    rows = RankRows(n_rows=n, micro_rows=micro_rows, rank=0, world=1)
     batches: Iterable[Any] = loader(setup.examples(), rows, workers=0)
     start = time.perf_counter()
     for _ in batches:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llmtrain import faults, heartbeat
+from llmtrain import faults
 from llmtrain.errors import EXIT_CODES, ConfigError, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ def guarded(work: Callable[[], int | None]) -> int:
     signals = Signals()
     try:
         with signals:
-            heartbeat.start()
             faults.arm(os.environ.get(faults.VARIABLE, ""))
             return work() or 0
     except Stopped as stop:
@@ -153,17 +152,9 @@ def _command(words: list[str]) -> int:
 
 def _train(run: "Run", overrides: list[str]) -> int:
     from llmtrain.pretrain import train
-    from llmtrain.trainer import leave_group
 
     finished = (run.folder / "record.json").exists()
-    try:
-        record = train(run, overrides=overrides)
-    except Stopped:
-        leave_group()
-        raise
-    heartbeat.beat(mark=heartbeat.DONE)
-    leave_group()
-    faults.at("exit")
+    record = train(run, overrides=overrides)
     if record is None:
         return 0  # a further rank of several
     # what was finished before is printed as the file that it left, what ended now in a few words
@@ -181,12 +172,21 @@ def summary(run: "Run", record: "RunRecord") -> str:
         ("score", f"{score.value:.4f}{error} {score.unit} ({score.name}, {score.n:,} positions)"),
         ("bits per byte", "none" if record.bits_per_byte is None else f"{record.bits_per_byte:.4f}"),
         ("speed", f"{record.tokens_per_second:,.0f} tokens/s, MFU {record.mfu:.1%}"),
-        ("time", f"{record.wall_seconds:.0f} s, {record.raw_tokens:,} tokens, {record.steps:,} steps"),
+        (
+            "time",
+            f"{record.wall_seconds:.0f} s, {record.raw_tokens:,} tokens, {record.steps:,} steps{_guarded(record)}",
+        ),
         ("samples", str(folder / "samples.md")),
         ("figure", str(folder / "figures" / "loss.png")),
         ("record", str(folder / "record.json")),
     ]
     return f"{record.status}\n" + "".join(f"  {name:<14}{value}\n" for name, value in rows)
+
+
+def _guarded(record: "RunRecord") -> str:
+    counts = {"skipped": record.skipped_steps, "rollbacks": record.rollbacks}
+    said = [f"{n:,} {what}" for what, n in counts.items() if n]
+    return f" ({', '.join(said)}: see anomalies.jsonl)" if said else ""
 
 
 def log_to_stderr() -> None:

@@ -10,7 +10,9 @@ import lightning
 import torch
 from torch import Tensor
 
-from llmtrain import faults, heartbeat
+from llmtrain import faults
+from llmtrain.data.cursor import START, Cursor
+from llmtrain.errors import NumbersError
 from llmtrain.nn.routing import by_layer, n_tokens, over_ranks, routers, update_biases
 from llmtrain.objectives.base import Loss, Task
 from llmtrain.optim.composite import CompositeOptimizer
@@ -20,8 +22,8 @@ from llmtrain.optim.composite import CompositeOptimizer
 class Progress:
     """How far a run has come: with the weights and the optimiser, all that continuing needs."""
 
-    step: int = 0  # optimiser steps done
-    rows: int = 0  # rows consumed, which is the whole state of the data pipeline
+    step: int = 0  # optimiser steps done, skipped ones included
+    cursor: Cursor = START  # the whole state of the data pipeline
     seconds: float = 0.0  # spent training, all starts together
     branch_step: int = 0  # where another run's state was taken over
     branch_rows: int = 0
@@ -32,6 +34,11 @@ class Progress:
     )  # since the last logged step
     counts: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
+    @property
+    def rows(self) -> int:
+        """Rows trained on."""
+        return self.cursor.rows
+
     def tensors(self) -> dict[str, Tensor]:
         return {"nats": self.nats, "counts": self.counts}
 
@@ -39,9 +46,8 @@ class Progress:
         self.nats, self.counts = self.nats.to(device), self.counts.to(device)
 
     def values(self) -> dict[str, Any]:
-        return {
+        return self.cursor.values() | {
             "step": self.step,
-            "rows": self.rows,
             "seconds": self.seconds,
             "branch_step": self.branch_step,
             "branch_rows": self.branch_rows,
@@ -72,8 +78,20 @@ class Clock:
         self.started += time.perf_counter() - begin
 
 
+def refuse(module: "Pretrain") -> None:
+    """End the run: what becomes of a step that the guard objects to, where there is nobody to do more."""
+    last = module.optimizer.last
+    raise NumbersError(
+        f"step {module.progress.step + 1}: loss {last.loss:g}, gradient norm {last.grad_norm:g}"
+    )
+
+
 class Pretrain(lightning.LightningModule):
-    """Trains ``task``. Steps and rows are counted here and not by Lightning, so that a run can be continued."""
+    """Trains ``task``. Steps and rows are counted here and not by Lightning, so that a run can be continued.
+
+    ``anomaly`` is called at a step that the guard objects to, before the step is counted. It raises where the verdict
+    is "stop", and puts an earlier state in the place of this one where it is "rollback".
+    """
 
     def __init__(
         self,
@@ -83,6 +101,7 @@ class Pretrain(lightning.LightningModule):
         batch_rows: int,
         progress: Progress,
         restore: Callable[["Pretrain"], None] = lambda module: None,
+        anomaly: Callable[["Pretrain"], None] = refuse,
     ):
         super().__init__()
         self.task = task
@@ -94,7 +113,7 @@ class Pretrain(lightning.LightningModule):
         self._losses: list[Loss] = []  # of the micro batches of this step
         self._batch_rows = batch_rows
         self._build_optimizer = optimizer
-        self._restore = restore
+        self._restore, self._anomaly = restore, anomaly
         self.optimizer: CompositeOptimizer
 
     def configure_optimizers(self) -> CompositeOptimizer:
@@ -110,27 +129,38 @@ class Pretrain(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not self._losses:
             faults.at("step", self.progress.step)
-            heartbeat.beat(self.progress.step, heartbeat.BEGUN)
         loss: Loss = self.task(batch)
+        loss = loss._replace(loss=faults.poisoned(loss.loss, "step", self.progress.step))
         self._losses.append(loss)
         self.stepped = False
-        return faults.poisoned(loss.loss, "step", self.progress.step)
+        return loss.loss
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.optimizer.last.updated:  # else the means would not be finite either
+        def closure() -> Tensor:
+            assert optimizer_closure is not None, "Lightning's automatic optimisation has one"
+            optimizer_closure()
+            return torch.stack([loss.loss.detach() for loss in self._losses]).mean()  # of all micro batches
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        verdict = self.optimizer.last.verdict
+        if verdict.kind is not None:
+            self._anomaly(self)
+        if verdict.taken:  # else the means would not be finite either
             for loss in self._losses:
                 self.progress.nats += loss.nats.sum(dtype=torch.float64)
                 self.progress.counts += loss.counts.sum(dtype=torch.float64)
             self._follow_routers()
+            self.progress.cursor = self.progress.cursor.after(self._batch_rows)
+        elif verdict.action == "skip":
+            self.progress.cursor = self.progress.cursor.past(self.progress.cursor.next(self._batch_rows))
         self._losses.clear()
+        if verdict.action == "rollback":
+            return
         self.progress.seconds += self.clock.lap()
         self.progress.step += 1
-        self.progress.rows += self._batch_rows
         self.stepped = True
-        heartbeat.beat(self.progress.step, heartbeat.READY)
 
     def _follow_routers(self) -> None:
         """Move the routers' biases by the loads of this step, and keep loads, z and numbers of tokens by layer."""

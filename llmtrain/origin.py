@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmtrain.checkpoint import find, load, newest
+from llmtrain.data.cursor import START, Cursor, cursor_in
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.run import Run
 from llmtrain.run_folder import read_config
@@ -24,8 +25,8 @@ class Origin(NamedTuple):
         return int(self.values["step"]) if self.full else 0
 
     @property
-    def rows(self) -> int:
-        return int(self.values["rows"]) if self.full else 0
+    def cursor(self) -> Cursor:
+        return cursor_in(self.values) if self.full else START
 
 
 def origin_of(run: Run, identity: dict[str, str], *, rank: int, horizon: int) -> Origin | None:

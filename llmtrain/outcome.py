@@ -5,7 +5,6 @@ import resource
 
 import torch
 
-from llmtrain import heartbeat
 from llmtrain.callbacks.figure import loss_figure
 from llmtrain.callbacks.metrics import Work
 from llmtrain.lit import Pretrain
@@ -42,7 +41,6 @@ def samples(setup: Setup) -> str:
     parts = [f"# {run.folder.name}: samples\n"]
     setup.task.eval()
     for name, shards in held_out(prepared).items():
-        heartbeat.beat()
         rows = rows_of(shards, run, tail=True)
         n = min(run.eval.samples, rows.n_rows)
         chosen = [rows[i * rows.n_rows // n] for i in range(n)]
@@ -100,6 +98,8 @@ def record_of(
         seq_len=run.seq_len,
         batch_rows=run.batch_rows,
         steps=progress.step,
+        skipped_steps=module.optimizer.steps - module.optimizer.updates,
+        rollbacks=module.optimizer.judge.rollbacks,
         horizon_steps=setup.horizon,
         warmup_steps=run.schedule.warmup_steps(setup.horizon),
         decay_steps=decay,
@@ -111,7 +111,7 @@ def record_of(
         positions=round(rows * sum(one.tokens * one.share for one in passes)),
         scored=round(rows * run.objective.scored(run.seq_len)),
         pairs=rows if run.objective.rows == "document" else None,
-        unique_tokens=setup.unique_tokens(rows),
+        unique_tokens=setup.unique_tokens(progress.cursor),
         epochs=raw_tokens / setup.n_tokens,
         flops_model=rows * setup.flops.model,
         flops_counter=rows * setup.flops.counter,

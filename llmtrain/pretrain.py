@@ -14,16 +14,19 @@ from pathlib import Path
 import torch
 from lightning import Callback
 
-from llmtrain import faults, heartbeat, philox, run_folder
+from llmtrain import faults, philox, run_folder
 from llmtrain.accounting import peak_flops
+from llmtrain.callbacks.anomalies import AnomalyLog
 from llmtrain.callbacks.checkpoints import Checkpoints, restore
 from llmtrain.callbacks.display import display, preparing
 from llmtrain.callbacks.evaluation import Evaluation
+from llmtrain.callbacks.guarding import Guarding
 from llmtrain.callbacks.interrupts import Interrupts
 from llmtrain.callbacks.loggers.base import Sink
 from llmtrain.callbacks.loggers.jsonl import JsonlSink
 from llmtrain.callbacks.metrics import Metrics, Work
 from llmtrain.config import to_plain
+from llmtrain.data.cursor import START
 from llmtrain.data.examples import RankRows, loader
 from llmtrain.data.prepare import prepare
 from llmtrain.errors import ConfigError, Stopped, StorageError
@@ -67,7 +70,7 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         faults.at("start")
         run.trainer.configure()
         accumulate, micro_rows = split_batch(run)
-        with preparing(show=rank == 0) as progress, heartbeat.waiting():
+        with preparing(show=rank == 0) as progress:
             prepared = prepare(run.data, run.tokenizer, progress=progress)
         setup = set_up(run, prepared)
         stack.enter_context(backend.force(**run.trainer.kernels))
@@ -85,7 +88,7 @@ def _fit(
 ) -> RunRecord | None:
     run = setup.run
     parent = origin.parent if origin else run.init_from
-    first_step, first_row = (origin.step, origin.rows) if origin else (0, 0)
+    first_step, cursor = (origin.step, origin.cursor) if origin else (0, START)
     work = work_of(setup)
     torch.manual_seed(philox.draw_seed(run.data_seed, f"torch on rank {rank}"))
     with contextlib.ExitStack() as stack:
@@ -98,29 +101,40 @@ def _fit(
         values = identity_of(setup) | {"horizon": setup.horizon, "parent": parent}
         checkpoints = Checkpoints(run.checkpoint, run.folder, values=values)
         stack.callback(checkpoints.finish)
-        interrupts = Interrupts()
-        trainer = run.trainer.lightning(
-            accumulate=accumulate,
-            callbacks=[*_profiles(run, rank), metrics, evaluation, checkpoints, interrupts],
-        )
-        device = trainer.strategy.root_device  # afterwards Lightning has forgotten it
-        module = Pretrain(
-            setup.task,
-            optimizer=lambda task: run.optim.build(task, run.schedule, setup.horizon),
-            batch_rows=run.batch_rows,
-            progress=Progress(started=started),
-            restore=partial(_begin, origin=origin),
-        )
-        if run.trainer.compile:
-            setup.task.compile()
+        examples = setup.examples()
         rows = RankRows(
-            first=first_row,
-            end=first_row + (setup.horizon - first_step) * run.batch_rows,
+            cursor=cursor,
+            n_rows=(setup.horizon - first_step) * run.batch_rows,
             micro_rows=micro_rows,
             rank=rank,
             world=run.trainer.world,
         )
-        trainer.fit(module, loader(setup.examples(), rows, workers=run.data.loader_workers))
+        guarding = Guarding(
+            run.guard,
+            examples,
+            rows,
+            batch_rows=run.batch_rows,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            anomalies=None if rank else AnomalyLog(run.folder, from_step=first_step),
+        )
+        interrupts = Interrupts()
+        trainer = run.trainer.lightning(
+            accumulate=accumulate,
+            callbacks=[*_profiles(run, rank), metrics, evaluation, checkpoints, guarding, interrupts],
+        )
+        device = trainer.strategy.root_device  # afterwards Lightning has forgotten it
+        module = Pretrain(
+            setup.task,
+            optimizer=lambda task: run.optim.build(task, run.schedule, setup.horizon, run.guard),
+            batch_rows=run.batch_rows,
+            progress=Progress(started=started),
+            restore=partial(_begin, origin=origin),
+            anomaly=guarding.answer,
+        )
+        if run.trainer.compile:
+            setup.task.compile()
+        trainer.fit(module, loader(examples, rows, workers=run.data.loader_workers))
         final = evaluation.final
         if not final and interrupts.exit_code is None:  # all steps were done by an earlier start
             with module.optimizer.ema_weights():

@@ -48,6 +48,8 @@ class RunRecord:
     seq_len: int
     batch_rows: int
     steps: int
+    skipped_steps: int = 0  # of them, those that moved no weight; their rows are not counted below
+    rollbacks: int = 0
     horizon_steps: int  # what the schedule was made for
     warmup_steps: int
     decay_steps: int

@@ -18,6 +18,7 @@ from llmtrain.nn.model import ModelConfig
 from llmtrain.nn.size import Dial
 from llmtrain.objectives.base import Objective
 from llmtrain.optim.base import Optim
+from llmtrain.optim.guard import Guard
 from llmtrain.optim.schedules import Schedule
 from llmtrain.trainer import Trainer
 
@@ -66,6 +67,7 @@ class Run:
     tokens_per_param: PositiveFloat | None = free(
         None
     )  # parameters without the input embedding, the head once
+    guard: Guard = free(default_factory=Guard)
     checkpoint: Checkpointing = free(default_factory=Checkpointing)
     eval: Evaluating = free(default_factory=Evaluating)
     resume: Literal["auto", "never"] = free("auto")

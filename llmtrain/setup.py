@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+
 from llmtrain.accounting import Size, flops_of, size_of
+from llmtrain.data.cursor import Cursor
 from llmtrain.data.examples import Examples
 from llmtrain.data.prepare import Prepared
 from llmtrain.data.rows import DocumentRows, PackedRows, Rows, Stream
@@ -49,9 +52,13 @@ class Setup(NamedTuple):
             if of.objective.score_name == main and key.partition("/")[0] not in named
         )
 
-    def unique_tokens(self, n_rows: int) -> int:
-        """How many different raw tokens the first ``n_rows`` rows of the run hold."""
-        read = zip(self.stream.consumed(n_rows), self.rows, strict=True)
+    def unique_tokens(self, cursor: Cursor) -> int:
+        """How many different raw tokens the rows hold that were trained on."""
+        end = cursor.row(0)
+        counts = np.array(self.stream.consumed(end))
+        for first, last in cursor.passed:
+            counts -= np.subtract(self.stream.consumed(min(last, end)), self.stream.consumed(min(first, end)))
+        read = zip(counts.tolist(), self.rows, strict=True)
         return sum(min(round(n * rows.tokens_per_row), rows.n_tokens) for n, rows in read)
 
     def examples(self) -> Examples:

@@ -125,7 +125,7 @@ def test_a_run_breaks_where_it_is_told_and_the_same_command_goes_on(
         ends.append((code, [line for line in err.splitlines() if "rror" in line][-1:]))
     codes, said = zip(*ends, strict=True)
     assert codes == (-9, 4, 5, 1, 0)
-    assert "step 3: loss" in said[1][0] and "nan" in said[1][0]
+    assert "step 4: loss" in said[1][0] and "nan" in said[1][0]
     assert "No space left" in said[2][0]
     assert said[3] == ["RuntimeError: LLMTRAIN_FAULT: raise@end=1"]
     monkeypatch.delenv(faults.VARIABLE)

@@ -300,7 +300,7 @@ def test_what_a_part_is_corrupted_by_does_not_depend_on_what_it_is_mixed_with(sh
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_a_loaders_worker_does_not_end_it(shards: Shards, number: signal.Signals) -> None:
     examples = examples_of({"a": PackedRows(shards, 9, overlap=1)}, shards.vocab)
-    order = RankRows(first=0, end=60, micro_rows=2, rank=0, world=1)
+    order = RankRows(n_rows=60, micro_rows=2, rank=0, world=1)
     batches = iter(loader(examples, order, workers=1))
     worker = int(next(batches)[0][0])
     assert worker != os.getpid()

@@ -131,7 +131,7 @@ def test_a_finished_run_leaves_these_files_and_no_others(home: Path, done: RunRe
 
 def test_the_record_has_every_field_that_later_parts_read(home: Path, done: RunRecord) -> None:
     written = json.loads((home / "runs" / "done" / "record.json").read_text())
-    assert written.keys() - PINNED == {"validation"}
+    assert written.keys() - PINNED == {"validation", "skipped_steps", "rollbacks"}
     assert written.keys() >= PINNED
     assert written["n"].keys() == {"total", "embedding", "head", "active", "non_embedding"}
     assert written["score"].keys() == {"name", "value", "se", "n", "unit", "eval_hash"}
@@ -442,7 +442,7 @@ def test_every_checkpoint_of_a_run_that_blew_up_is_finite(home: Path) -> None:
 
 def test_steps_that_are_not_finite_can_be_passed_over(home: Path, done: RunRecord) -> None:
     record = train(
-        tiny(home, name="skips", optim__on_nonfinite="skip", optim__lr=1e37, optim__clip="null", steps=6)
+        tiny(home, name="skips", guard__on_nonfinite="skip", optim__lr=1e37, optim__clip="null", steps=6)
     )
     assert record is not None and record.steps == 6
     updated = [row["updated"] for row in metrics(home / "runs" / "skips") if "loss" in row]

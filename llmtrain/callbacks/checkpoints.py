@@ -9,7 +9,9 @@ import torch.distributed as dist
 
 from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.settings import Checkpointing
-from llmtrain.checkpoint import Saver, State, estimate_bytes, load, preflight, specs
+from llmtrain.checkpoint import Saver, State, estimate_bytes, find, load, path_of, preflight, specs
+from llmtrain.data.cursor import cursor_in
+from llmtrain.errors import StorageError
 from llmtrain.lit import Pretrain
 
 
@@ -37,7 +39,9 @@ class Checkpoints(AfterStep):
         needed = estimate_bytes(state_of(module))  # every rank: the sums in it are made together
         if trainer.is_global_zero:
             preflight(self.folder, needed)
-        self._saved = module.progress.step or None  # what a resumed run came from is already there
+        progress = module.progress
+        # what a resumed run came from is already there
+        self._saved = progress.step if progress.step > progress.branch_step else None
 
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         if self.cfg.every is not None and module.progress.step % self.cfg.every == 0:
@@ -56,6 +60,22 @@ class Checkpoints(AfterStep):
         with module.clock.paused():
             state = state_of(module)
             self.saver.save(module.progress.step, state._replace(values=state.values | self.values))
+        self._saved = module.progress.step
+
+    def go_back(self, module: Pretrain) -> None:
+        """Put the state of the newest checkpoint in the place of the module's, the same one on every rank.
+
+        Raises StorageError where none is valid any more.
+        """
+        self.finish()
+        # only the first rank holds the run's lock, so only it may set damaged checkpoints aside
+        path = find(self.folder) if module.global_rank == 0 else None
+        step = torch.tensor(-1 if path is None else int(path.name[5:]), device=module.device)
+        if dist.is_initialized():
+            dist.broadcast(step, src=0)
+        if step < 0:
+            raise StorageError(f"{self.folder} has no valid checkpoint to go back to: see the log")
+        restore(module, path_of(self.folder, int(step)))
         self._saved = module.progress.step
 
     def finish(self) -> None:
@@ -94,7 +114,7 @@ def restore(module: Pretrain, path: Path, *, weights_alone: bool = False) -> Non
     module.optimizer.load_tensors(state.tensors["optimizer"])
     module.optimizer.load_counters(state.values["optimizer"])
     progress, saved = module.progress, state.values
-    progress.step, progress.rows = saved["step"], saved["rows"]
+    progress.step, progress.cursor = saved["step"], cursor_in(saved)
     progress.branch_step, progress.branch_rows = saved["branch_step"], saved["branch_rows"]
     progress.seconds, progress.wall_before = saved["seconds"], saved["wall"]
     for name, tensor in progress.tensors().items():

@@ -1,6 +1,7 @@
 """What every logged step says: loss, rate, norm, speed, utilisation and the work done so far."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import lightning
@@ -32,6 +33,12 @@ class Metrics(AfterStep):
     def on_train_start(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         self._before = (module.progress.rows, module.progress.seconds)
 
+    def go_back(self, module: Pretrain) -> None:
+        """Forget what was written of the steps after the one that ``module`` is back at."""
+        self._before = (module.progress.rows, module.progress.seconds)
+        for sink in self.sinks:
+            sink.go_back(module.progress.step)
+
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         progress = module.progress
         if progress.step % self.every and progress.step != self.horizon:
@@ -50,7 +57,7 @@ class Metrics(AfterStep):
                 "flops": progress.rows * self.work.flops_per_row.model,
                 "loss": nats / counts if counts else None,
                 "lr": report.lr,
-                "grad_norm": report.grad_norm,
+                "grad_norm": report.grad_norm if isfinite(report.grad_norm) else None,
                 "updated": report.updated,
                 "tokens_per_second": rows * self.work.tokens_per_row / seconds,
                 "mfu": rows * self.work.flops_per_row.counter / seconds / self.work.peak,

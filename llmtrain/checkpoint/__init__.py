@@ -9,6 +9,7 @@ from llmtrain.checkpoint.background import Saver
 from llmtrain.checkpoint.commit import save
 from llmtrain.checkpoint.disk import estimate_bytes, preflight
 from llmtrain.checkpoint.find import find, newest, prune
+from llmtrain.checkpoint.folders import of_step as path_of
 from llmtrain.checkpoint.load import load
 from llmtrain.checkpoint.state import PER_RANK, Expect, State, specs
 
@@ -21,6 +22,7 @@ __all__ = [
     "find",
     "load",
     "newest",
+    "path_of",
     "preflight",
     "prune",
     "save",

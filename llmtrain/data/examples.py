@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from llmtrain import philox
 from llmtrain.data.collate import collate
+from llmtrain.data.cursor import START, Cursor
 from llmtrain.data.rows import Rows, Stream
 from llmtrain.types import Row, Vocab
 
@@ -39,19 +40,26 @@ class Examples(Dataset):
 
 
 class RankRows(Sampler[int]):
-    """The rows of one rank from the cursor to the end of the run: of every micro batch its own share."""
+    """The rows of one rank from the cursor to the end of the run: of every micro batch its own share.
 
-    def __init__(self, *, first: int, end: int, micro_rows: int, rank: int, world: int):
-        self.first, self.end = first, end
+    ``n_rows`` are those of all ranks. Both may be set anew between two passes over it.
+    """
+
+    def __init__(self, *, n_rows: int, micro_rows: int, rank: int, world: int, cursor: Cursor = START):
+        self.cursor, self.n_rows = cursor, n_rows
         self.micro_rows, self.rank, self.world = micro_rows, rank, world
 
     def __iter__(self) -> Iterator[int]:
-        stride = self.micro_rows * self.world
-        for micro in range(self.first + self.rank * self.micro_rows, self.end, stride):
-            yield from range(micro, micro + self.micro_rows)
+        return map(self.cursor.row, self.positions(self.rank, self.n_rows))
 
     def __len__(self) -> int:
-        return (self.end - self.first) // self.world
+        return self.n_rows // self.world
+
+    def positions(self, rank: int, n_rows: int) -> Iterator[int]:
+        """Of the next ``n_rows`` rows from a cursor on, those that are ``rank``'s."""
+        stride = self.micro_rows * self.world
+        for micro in range(rank * self.micro_rows, n_rows, stride):
+            yield from range(micro, micro + self.micro_rows)
 
 
 def loader(examples: Examples, rows: RankRows, *, workers: int) -> DataLoader:

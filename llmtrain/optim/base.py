@@ -1,7 +1,7 @@
 """What every optimiser's config has in common, and how it becomes the one optimiser of a run."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -10,6 +10,7 @@ from torch import nn
 from llmtrain.config import config
 from llmtrain.nn.roles import Role, roles
 from llmtrain.optim.composite import CompositeOptimizer, Rule
+from llmtrain.optim.guard import Guard
 from llmtrain.optim.schedules import Schedule
 
 Decay = Annotated[float, Ge(0), Lt(1)]  # the share of the old that a running average keeps each step
@@ -30,7 +31,7 @@ class Named(NamedTuple):
 
 @config
 class Optim(ABC):
-    """An optimiser, its guard against numbers that are not finite, and an average of the weights if one is wanted."""
+    """An optimiser, and an average of the weights if one is wanted."""
 
     lr: PositiveFloat
     weight_decay: NonNegativeFloat = 0.1  # decoupled: the share of a weight lost a step is lr * weight_decay
@@ -40,14 +41,15 @@ class Optim(ABC):
     ema: Annotated[float, Gt(0), Lt(1)] | None = (
         None  # what the averaged weights keep a step; None keeps no average
     )
-    on_nonfinite: Literal["stop", "skip"] = "stop"
 
     @abstractmethod
     def rules(self, named: list[Named]) -> list[Rule]:
         """Share the parameters out among update rules; the first rule's rate is the one that is reported."""
 
-    def build(self, model: nn.Module, schedule: Schedule, horizon: int) -> CompositeOptimizer:
-        """The optimiser of ``model``'s trainable parameters, for a run of ``horizon`` steps.
+    def build(
+        self, model: nn.Module, schedule: Schedule, horizon: int, guard: Guard | None = None
+    ) -> CompositeOptimizer:
+        """The optimiser of ``model``'s trainable parameters, for a run of ``horizon`` steps under ``guard``.
 
         Built once the parameters are where they stay: after moving to the device and after sharding. Raises ConfigError
         if the schedule does not fit in the horizon.
@@ -61,5 +63,5 @@ class Optim(ABC):
             factor=lambda step: schedule.factor(step, horizon),
             clip=self.clip,
             ema=self.ema,
-            on_nonfinite=self.on_nonfinite,
+            guard=guard or Guard(),
         )

@@ -1,27 +1,43 @@
 """The one optimiser that Lightning sees: guard, clipping, schedule and average around several update rules."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmtrain import faults
-from llmtrain.errors import ConfigError, NumbersError
+from llmtrain.errors import ConfigError
 from llmtrain.optim.ema import WeightAverage
-from llmtrain.optim.gradients import first_nonfinite, global_norm
+from llmtrain.optim.gradients import global_norm
+from llmtrain.optim.guard import Guard, Judge, Verdict
 
 
 class StepReport(NamedTuple):
     """What the last step did."""
 
-    grad_norm: float  # of all gradients together, before clipping
+    losses: tuple[float, ...]  # by rank
+    norms: tuple[float, ...]  # by rank, of all gradients together before clipping; equal but for faults
     lr: float  # of the first rule
-    finite: bool  # on every rank
-    updated: bool
+    verdict: Verdict
+
+    @property
+    def loss(self) -> float:
+        """Of all ranks."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def grad_norm(self) -> float:
+        """The first that is not finite, if there is one."""
+        return next((norm for norm in self.norms if not math.isfinite(norm)), self.norms[0])
+
+    @property
+    def updated(self) -> bool:
+        return self.verdict.taken
 
 
 class Rule(ABC):
@@ -45,9 +61,9 @@ class Rule(ABC):
 class CompositeOptimizer(torch.optim.Optimizer):
     """Several rules as one optimiser, whose step either happens in whole or not at all.
 
-    A step whose loss or gradient is not finite on any rank stops the run with NumbersError before anything has
-    moved, or, under ``on_nonfinite="skip"``, leaves weights, moments and average bit for bit and only advances step
-    and schedule.
+    The guard judges loss and gradient of all ranks before anything has moved. A step that is skipped leaves weights,
+    moments and average bit for bit and only advances step and schedule. One that the guard answers with "stop" or
+    "rollback" changes nothing at all: ``last.verdict`` says so, and the rest is the caller's.
 
     ``factor`` gives, by step, what every base rate is multiplied by. A checkpoint takes ``tensors`` and ``counters``.
     """
@@ -60,7 +76,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
         factor: Callable[[int], float],
         clip: float | None,
         ema: float | None,
-        on_nonfinite: Literal["stop", "skip"],
+        guard: Guard,
     ) -> None:
         # the rules and torch hold the same dicts, so that a rate written here is the rate that a rule reads
         super().__init__([group for rule in rules for group in rule.groups], {})
@@ -68,16 +84,16 @@ class CompositeOptimizer(torch.optim.Optimizer):
         self.weights = weights
         self.factor = factor
         self.clip = clip
-        self.on_nonfinite = on_nonfinite
+        self.judge = Judge(guard)
         self.average = None if ema is None else WeightAverage(weights, ema)
         self.steps = 0  # steps taken or skipped: where the schedule is
         self.updates = 0  # steps taken: how many gradients are in the moments
         self._set_rates()
-        self.last = StepReport(grad_norm=0.0, lr=self.param_groups[0]["lr"], finite=True, updated=False)
+        self.last = StepReport((0.0,), (0.0,), lr=self.param_groups[0]["lr"], verdict=Verdict("skip"))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Run ``closure`` (forward and backward), then update or not; returns what the closure returned."""
+        """Run ``closure`` (forward and backward), then update or not; returns what the closure returned: the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -85,14 +101,14 @@ class CompositeOptimizer(torch.optim.Optimizer):
         grads = [p.grad for p in self.weights.values() if p.grad is not None]
         for grad in grads[:1]:
             grad.copy_(faults.poisoned(grad, "grad", self.steps))  # itself, unless a fault is due
-        finite, norm = _agree(global_norm(grads), loss)
-        if not finite and self.on_nonfinite == "stop":
-            raise NumbersError(self._complaint(norm, loss))
+        losses, norms = _of_all_ranks(loss, global_norm(grads))
+        verdict = self.judge.judge(losses, norms)
         self._set_rates()
-        if finite:
-            self._update(grads, norm)
-        self.last = StepReport(norm, self.param_groups[0]["lr"], finite, updated=finite)
-        self.steps += 1
+        if verdict.taken:
+            self._update(grads, norms[0])
+        self.last = StepReport(losses, norms, self.param_groups[0]["lr"], verdict)
+        if verdict.taken or verdict.action == "skip":
+            self.steps += 1
         return loss
 
     def tensors(self) -> dict[str, Tensor]:
@@ -117,12 +133,14 @@ class CompositeOptimizer(torch.optim.Optimizer):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def counters(self) -> dict[str, int]:
-        """All state that is not tensors."""
-        return {"steps": self.steps, "updates": self.updates}
+    def counters(self) -> dict[str, Any]:
+        """All state that is not tensors, as JSON."""
+        return {"steps": self.steps, "updates": self.updates, "guard": self.judge.values()}
 
-    def load_counters(self, counters: Mapping[str, int]) -> None:
+    def load_counters(self, counters: Mapping[str, Any]) -> None:
         self.steps, self.updates = counters["steps"], counters["updates"]
+        if "guard" in counters:  # not in what was saved before there was one
+            self.judge.load_values(counters["guard"])
         for rule in self.rules:
             rule.resume(self.updates)
         self._set_rates()
@@ -152,26 +170,18 @@ class CompositeOptimizer(torch.optim.Optimizer):
             self.average.update()
         self.updates += 1
 
-    def _complaint(self, norm: float, loss: object) -> str:
-        name = first_nonfinite(self.weights)
-        where = f"first in the gradient of {name}" if name else "no gradient of this rank has it"
-        shown = f"{float(loss.detach()):g}" if isinstance(loss, Tensor) else "unknown"
-        return (
-            f"step {self.steps}: loss {shown}, gradient norm {norm:g}, {where}; nothing was updated: "
-            "lower optim.lr, or pass over such steps with optim.on_nonfinite=skip"
-        )
 
-
-def _agree(norm: Tensor, loss: object) -> tuple[bool, float]:
-    """Whether gradient and loss are finite on every rank, and the norm: one collective, one wait for the device."""
-    finite = torch.isfinite(norm)
-    if isinstance(loss, Tensor):
-        finite = finite & torch.isfinite(loss.detach()).all()
-    flag = finite.to(norm.dtype)
+def _of_all_ranks(loss: object, norm: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Every rank's loss and gradient norm, on every rank: one collective, one wait for the device."""
+    own = torch.stack((loss.detach() if isinstance(loss, Tensor) else norm.new_zeros(()), norm)).double()
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    everywhere, value = torch.stack((flag, norm)).tolist()
-    return everywhere == 1, value
+        every = own.new_zeros(dist.get_world_size(), 2)
+        every[dist.get_rank()] = own
+        dist.all_reduce(every)  # a sum with zeros, which leaves infinities and NaN what they are
+    else:
+        every = own[None]
+    losses, norms = every.T.tolist()
+    return tuple(losses), tuple(norms)
 
 
 def _describe(tensor: Tensor | None) -> str:

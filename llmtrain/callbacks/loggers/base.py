@@ -13,6 +13,9 @@ class Sink(ABC):
     @abstractmethod
     def log(self, row: dict[str, Any]) -> None: ...
 
+    def go_back(self, step: int) -> None:  # noqa: B027 - where rows cannot be taken back, they are there twice
+        """Rows of later steps will come again."""
+
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Called once, however the run ends."""
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from llmtrain.callbacks.loggers.base import Logger, Sink
 from llmtrain.config import config
@@ -13,20 +13,29 @@ class JsonlSink(Sink):
     """Appends; rows of steps that a resumed run will do again are dropped first."""
 
     def __init__(self, path: Path, *, from_step: int):
-        if path.exists():
-            kept = [
-                line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= from_step
-            ]
-            partial = path.with_suffix(".jsonl.tmp")
-            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            os.replace(partial, path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # by line
+        self._path = path
+        self._file = self._opened(from_step)
 
     def log(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
 
+    def go_back(self, step: int) -> None:
+        self._file.close()
+        self._file = self._opened(step)
+
     def close(self) -> None:
         self._file.close()
+
+    def _opened(self, step: int) -> TextIO:
+        """To append to, without the rows of later steps."""
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            partial = self._path.with_suffix(".jsonl.tmp")
+            partial.write_text(
+                "".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8"
+            )
+            os.replace(partial, self._path)
+        return self._path.open("a", encoding="utf-8", buffering=1)  # by line
 
 
 def _step(line: str) -> float:

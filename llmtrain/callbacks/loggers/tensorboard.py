@@ -21,14 +21,18 @@ class TensorBoard(Logger):
 
 class TensorBoardSink(Sink):
     def __init__(self, folder: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._folder = folder
+        self.go_back(step)
 
     def log(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, row["step"])
+
+    def go_back(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def close(self) -> None:
         self._writer.close()
