@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from llmtrain import faults
+from llmtrain import faults, heartbeat
 from llmtrain.errors import EXIT_CODES, ConfigError, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def guarded(work: Callable[[], int | None]) -> int:
     signals = Signals()
     try:
         with signals:
+            heartbeat.start()
             faults.arm(os.environ.get(faults.VARIABLE, ""))
             return work() or 0
     except Stopped as stop:
@@ -152,9 +153,17 @@ def _command(words: list[str]) -> int:
 
 def _train(run: "Run", overrides: list[str]) -> int:
     from llmtrain.pretrain import train
+    from llmtrain.trainer import leave_group
 
     finished = (run.folder / "record.json").exists()
-    record = train(run, overrides=overrides)
+    try:
+        record = train(run, overrides=overrides)
+    except Stopped:
+        leave_group()
+        raise
+    heartbeat.beat(mark=heartbeat.DONE)
+    leave_group()
+    faults.at("exit")
     if record is None:
         return 0  # a further rank of several
     # what was finished before is printed as the file that it left, what ended now in a few words

@@ -1,7 +1,8 @@
 """What a user can have got wrong, or a machine failed at, and the exit code that says which.
 
-Exit codes: 0 done, 2 configuration, 3 data, 4 numbers, 5 storage, 130 and 143 stopped by a signal. ``cli.py`` prints
-such an error as one line; anything else is a bug of ours and keeps its traceback.
+Exit codes: 0 done, 2 configuration, 3 data, 4 numbers, 5 storage, 75 to be tried again (``scripts/launch.py`` alone),
+130 and 143 stopped by a signal. ``cli.py`` prints such an error as one line; anything else is a bug of ours and keeps
+its traceback.
 """
 
 import signal

@@ -40,6 +40,7 @@ POINTS = {
     "delete": "a checkpoint that is no longer kept is about to be deleted, and once more when it has lost its name",
     "eval": "held-out rows are about to be scored",
     "end": "all steps are done and saved, and the record is not written",
+    "exit": "all is written, and what is left is to exit",
 }
 SIGNALS = {
     "kill": signal.SIGKILL,

@@ -10,7 +10,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from llmtrain import faults
+from llmtrain import faults, heartbeat
 from llmtrain.data.cursor import START, Cursor
 from llmtrain.errors import NumbersError
 from llmtrain.nn.routing import by_layer, n_tokens, over_ranks, routers, update_biases
@@ -129,6 +129,7 @@ class Pretrain(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not self._losses:
             faults.at("step", self.progress.step)
+            heartbeat.beat(self.progress.step, heartbeat.BEGUN)
         loss: Loss = self.task(batch)
         loss = loss._replace(loss=faults.poisoned(loss.loss, "step", self.progress.step))
         self._losses.append(loss)
@@ -161,6 +162,7 @@ class Pretrain(lightning.LightningModule):
         self.progress.seconds += self.clock.lap()
         self.progress.step += 1
         self.stepped = True
+        heartbeat.beat(self.progress.step, heartbeat.READY)
 
     def _follow_routers(self) -> None:
         """Move the routers' biases by the loads of this step, and keep loads, z and numbers of tokens by layer."""

@@ -5,6 +5,7 @@ import resource
 
 import torch
 
+from llmtrain import heartbeat
 from llmtrain.callbacks.figure import loss_figure
 from llmtrain.callbacks.metrics import Work
 from llmtrain.lit import Pretrain
@@ -41,6 +42,7 @@ def samples(setup: Setup) -> str:
     parts = [f"# {run.folder.name}: samples\n"]
     setup.task.eval()
     for name, shards in held_out(prepared).items():
+        heartbeat.beat()
         rows = rows_of(shards, run, tail=True)
         n = min(run.eval.samples, rows.n_rows)
         chosen = [rows[i * rows.n_rows // n] for i in range(n)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from lightning import Callback
 
-from llmtrain import faults, philox, run_folder
+from llmtrain import faults, heartbeat, philox, run_folder
 from llmtrain.accounting import peak_flops
 from llmtrain.callbacks.anomalies import AnomalyLog
 from llmtrain.callbacks.checkpoints import Checkpoints, restore
@@ -70,7 +70,7 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         faults.at("start")
         run.trainer.configure()
         accumulate, micro_rows = split_batch(run)
-        with preparing(show=rank == 0) as progress:
+        with preparing(show=rank == 0) as progress, heartbeat.waiting():
             prepared = prepare(run.data, run.tokenizer, progress=progress)
         setup = set_up(run, prepared)
         stack.enter_context(backend.force(**run.trainer.kernels))

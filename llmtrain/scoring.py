@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from llmtrain import philox
+from llmtrain import heartbeat, philox
 from llmtrain.config import to_plain
 from llmtrain.data.collate import collate, to_device
 from llmtrain.data.rows import Rows
@@ -84,6 +84,7 @@ def score(
     def batches() -> Iterator[Any]:
         nonlocal n_bytes
         for first in range(rank * batch_rows, n, world * batch_rows):
+            heartbeat.beat()
             mine = [i * rows.n_rows // n for i in range(first, min(first + batch_rows, n))]
             raw = [rows[i] for i in mine]
             n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in raw)

@@ -86,12 +86,28 @@ class Trainer:
 
     def rank(self) -> int:
         """The number of this process before there is a process group: by torchrun, SLURM or Lightning's launcher."""
+        self._check_started()
         if self.world == 1:
             return 0
         for key in ("RANK", "SLURM_PROCID"):
             if key in os.environ:
                 return int(os.environ[key])
         return int(os.environ.get("NODE_RANK", "0")) * self.devices + int(os.environ.get("LOCAL_RANK", "0"))
+
+    def _check_started(self) -> None:
+        """Refuse a number of processes that is not the config's: each would be a run of its own, or all would wait."""
+        by_slurm = "WORLD_SIZE" not in os.environ and "SLURM_PROCID" in os.environ and self.world > 1
+        started = os.environ.get("SLURM_NTASKS" if by_slurm else "WORLD_SIZE", str(self.world))
+        if started != str(self.world):
+            raise ConfigError(
+                f"{started} ranks were started, and trainer.devices={self.devices} with trainer.nodes={self.nodes} is "
+                f"a run of {self.world}: make them equal (trainer=ddp trainer.devices=N)"
+            )
+        if by_slurm and os.environ.get("SLURM_NTASKS_PER_NODE") != str(self.devices):
+            raise ConfigError(
+                f"SLURM was not told how many ranks a node has: give --ntasks-per-node={self.devices}, as "
+                "trainer.devices says"
+            )
 
     @property
     def on_gpu(self) -> bool:
@@ -167,6 +183,12 @@ def _cpu_multiplies_bf16() -> bool:
     if platform.machine().lower() in {"x86_64", "amd64"}:
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def leave_group() -> None:
+    """End this process's part in the group of ranks, if it has one: else its exit may wait for theirs."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def quiet() -> None:

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, NamedTuple, NoReturn
+
+from llmtrain.launch.processes import Start, tied_to
 
 
 class Child(NamedTuple):
@@ -38,7 +41,7 @@ def forked(work: Callable[[], int]) -> Iterator[Child]:
                 os.waitpid(pid, 0)
 
 
-def _child(work: Callable[[], int], out: int, err: int) -> None:
+def _child(work: Callable[[], int], out: int, err: int) -> NoReturn:
     code = 1
     try:
         os.dup2(out, 1), os.dup2(err, 2)
@@ -56,3 +59,36 @@ def read_until(stream: IO[str], text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"ended without {text!r}")
+
+
+class Fork:
+    """A rank that was forked, as ``subprocess.Popen`` is one that was executed."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.returncode = os.waitstatus_to_exitcode(ended[1])
+        return self.returncode
+
+
+def forks(work: Callable[[], int]) -> Start:
+    """``work`` in forks of this process, as the ranks of a supervisor."""
+
+    def start(env: Mapping[str, str], out: int, err: int) -> Fork:
+        tie = tied_to(os.getpid())
+        if pid := os.fork():
+            with contextlib.suppress(PermissionError):  # it has been so for some time
+                os.setpgid(pid, pid)
+            return Fork(pid)
+        os.setpgid(0, 0)
+        tie()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)  # those of the supervisor
+        os.environ.clear()
+        os.environ.update(env)
+        _child(work, out, err)
+
+    return start

@@ -10,6 +10,7 @@ from types import TracebackType
 import xxhash
 from pydantic import NonNegativeInt
 
+from llmtrain import heartbeat
 from llmtrain.config import config
 from llmtrain.errors import StorageError
 
@@ -40,6 +41,7 @@ class NewFile:
     def write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         while rest:
+            heartbeat.beat()
             # a disk that is nearly full takes a part, and refuses the rest at the next call
             written = self._file.write(rest[:CHUNK])
             self._hash.update(rest[:written])
@@ -83,6 +85,7 @@ class StoredReader:
     def read_into(self, buffer: memoryview) -> None:
         """Fill ``buffer``, a flat view of bytes."""
         for start in range(0, len(buffer), CHUNK):
+            heartbeat.beat()
             piece = buffer[start : start + CHUNK]
             try:
                 count = self._file.readinto(piece)
