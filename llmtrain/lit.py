@@ -100,6 +100,7 @@ class Pretrain(lightning.LightningModule):
         optimizer: Callable[[Task], CompositeOptimizer],
         batch_rows: int,
         progress: Progress,
+        shard: Callable[["Pretrain"], None] = lambda module: None,
         restore: Callable[["Pretrain"], None] = lambda module: None,
         anomaly: Callable[["Pretrain"], None] = refuse,
     ):
@@ -113,8 +114,12 @@ class Pretrain(lightning.LightningModule):
         self._losses: list[Loss] = []  # of the micro batches of this step
         self._batch_rows = batch_rows
         self._build_optimizer = optimizer
+        self._shard = shard
         self._restore, self._anomaly = restore, anomaly
         self.optimizer: CompositeOptimizer
+
+    def configure_model(self) -> None:
+        self._shard(self)
 
     def configure_optimizers(self) -> CompositeOptimizer:
         # here and not earlier: the parameters are now on their device, so moments are made there

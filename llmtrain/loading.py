@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from llmtrain.checkpoint import find, load, newest, specs
+from llmtrain.checkpoint import find, newest
 from llmtrain.compose import instantiate
 from llmtrain.data.tokenizers.base import Tokenizer, load_tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.nn.model import Model
-from llmtrain.objectives.base import Objective, Task
+from llmtrain.objectives.base import Objective
 from llmtrain.run import Run
 from llmtrain.run_folder import TOKENIZER, read_config
+from llmtrain.trained import trained
 
 
 class Loaded(NamedTuple):
@@ -42,15 +41,5 @@ def load_run(run: str | Path, *, step: int | None = None) -> Loaded:
             f"{folder} has no checkpoint yet: train it, or wait for its first (checkpoint.every)"
         )
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    task = Task(
-        config.objective.build(config.sized(tokenizer.vocab_size), tokenizer.vocab_size), config.objective
-    )
-    task.to(torch.float64 if config.trainer.precision == "fp64" else torch.float32)
-    state = load(path, expect=specs({"model": task.state_dict()}))
-    weights = state.tensors["model"]
-    if config.optim.ema is not None:
-        average = load(path).tensors["optimizer"]
-        weights |= {name.removeprefix("ema."): t for name, t in average.items() if name.startswith("ema.")}
-    task.load_state_dict(weights)
-    task.eval()
+    task = trained(config, tokenizer.vocab_size, path)
     return Loaded(config, task.model, config.objective, tokenizer)

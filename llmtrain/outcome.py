@@ -25,7 +25,8 @@ def conclude(
 ) -> RunRecord:
     """Write samples.md, figures/ and record.json into the run's folder; ``device`` is where the run was trained."""
     run = setup.run
-    setup.task.to(device)  # Lightning leaves a model on the CPU
+    if not run.trainer.sharded:
+        setup.task.to(device)  # Lightning leaves a model on the CPU
     with module.optimizer.ema_weights():
         write_text(run.folder / "samples.md", samples(setup))
     main, *others = run.objective.evaluations()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from lightning import Callback
 
-from llmtrain import faults, heartbeat, philox, run_folder
+from llmtrain import faults, heartbeat, philox, ranks, run_folder
 from llmtrain.accounting import peak_flops
 from llmtrain.callbacks.anomalies import AnomalyLog
 from llmtrain.callbacks.checkpoints import Checkpoints, restore
@@ -25,6 +25,7 @@ from llmtrain.callbacks.interrupts import Interrupts
 from llmtrain.callbacks.loggers.base import Sink
 from llmtrain.callbacks.loggers.jsonl import JsonlSink
 from llmtrain.callbacks.metrics import Metrics, Work
+from llmtrain.checkpoint import find
 from llmtrain.config import to_plain
 from llmtrain.data.cursor import START
 from llmtrain.data.examples import RankRows, loader
@@ -32,6 +33,7 @@ from llmtrain.data.prepare import prepare
 from llmtrain.errors import ConfigError, Stopped, StorageError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.lock import RunLock
+from llmtrain.nn.init import draws
 from llmtrain.nn.model import TokenHead
 from llmtrain.ops import backend
 from llmtrain.origin import Origin, origin_of, public_folder
@@ -40,6 +42,8 @@ from llmtrain.record import RunRecord
 from llmtrain.run import Run
 from llmtrain.scoring import Scored, score
 from llmtrain.setup import Setup, set_up
+from llmtrain.sharding import shard
+from llmtrain.trained import trained
 from llmtrain.trainer import DTYPES, autocast
 
 log = logging.getLogger(__name__)
@@ -90,8 +94,10 @@ def _fit(
     parent = origin.parent if origin else run.init_from
     first_step, cursor = (origin.step, origin.cursor) if origin else (0, START)
     work = work_of(setup)
-    torch.manual_seed(philox.draw_seed(run.data_seed, f"torch on rank {rank}"))
+    share = rank // run.trainer.tensor
+    torch.manual_seed(philox.draw_seed(run.data_seed, f"torch on rank {share}"))
     with contextlib.ExitStack() as stack:
+        stack.callback(ranks.arrange, None)
         metrics = Metrics([], work, every=run.trainer.log_every, horizon=setup.horizon)
         stack.callback(metrics.close)
         if rank == 0:
@@ -106,8 +112,8 @@ def _fit(
             cursor=cursor,
             n_rows=(setup.horizon - first_step) * run.batch_rows,
             micro_rows=micro_rows,
-            rank=rank,
-            world=run.trainer.world,
+            rank=share,
+            world=run.trainer.shares,
         )
         guarding = Guarding(
             run.guard,
@@ -129,6 +135,7 @@ def _fit(
             optimizer=lambda task: run.optim.build(task, run.schedule, setup.horizon, run.guard),
             batch_rows=run.batch_rows,
             progress=Progress(started=started),
+            shard=partial(_shard, setup=setup) if run.trainer.sharded else lambda module: None,
             restore=partial(_begin, origin=origin),
             anomaly=guarding.answer,
         )
@@ -149,6 +156,11 @@ def _fit(
                 interrupts.exit_code,
             )
         faults.at("end")
+        if run.trainer.sharded:  # no rank has the model; on a CPU it is whole once more, for samples
+            checkpoints.finish()
+            last = find(run.folder, step=module.progress.step)
+            assert last is not None, "a step that is asked for is found, or refused"
+            setup = setup._replace(task=trained(run, setup.prepared.vocab.size, last))
         return conclude(setup, module, final, work, parent, device)
 
 
@@ -206,6 +218,19 @@ def _begin_from_public(setup: Setup) -> None:
     log.info("starting from the weights of %s", folder)
 
 
+def _shard(module: Pretrain, *, setup: Setup) -> None:
+    """Split the model, which is on the meta device, over the ranks, and give it its initial weights."""
+    run = setup.run
+    n_layers, _ = run.sized(setup.prepared.vocab.size).shape
+    shard(
+        setup.task,
+        module.device_mesh,
+        device=module.trainer.strategy.root_device,
+        dtype=torch.float64 if run.trainer.chosen_precision() == "fp64" else torch.float32,
+        values=partial(draws, n_layers=n_layers, seed=run.init_seed),
+    )
+
+
 def _begin(module: Pretrain, *, origin: Origin | None) -> None:
     if origin is None:
         return
@@ -221,10 +246,10 @@ def split_batch(run: Run) -> tuple[int, int]:
 
     Raises ConfigError where the batch does not divide so, naming sizes that do.
     """
-    share, rest = divmod(run.batch_rows, run.trainer.world)
+    share, rest = divmod(run.batch_rows, run.trainer.shares)
     if rest or not share:
         raise ConfigError(
-            f"batch_rows={run.batch_rows} cannot be shared by {run.trainer.world} ranks: give a multiple of it"
+            f"batch_rows={run.batch_rows} cannot be shared out to {run.trainer.shares} ranks: give a multiple of it"
         )
     micro = run.micro_rows or share
     if share % micro:

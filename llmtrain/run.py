@@ -85,6 +85,15 @@ class Run:
             )
         one_document = self.objective.rows == "document" or not self.data.isolate_documents
         self.objective.check(self.model, seq_len=self.seq_len, one_document=one_document)
+        if self.trainer.tensor > 1:
+            for i, layer in enumerate(self.model.layers):
+                for part in layer.parts():
+                    if not part.splits_over_ranks:
+                        raise ValueError(
+                            f"trainer.tensor={self.trainer.tensor}, but model.layers.{i} has {type(part).__name__}, "
+                            "which has no plan for sharing its matrices out over ranks: set trainer=fsdp, which shards "
+                            "any layer"
+                        )
         if self.name is not None and (Path(self.name).name != self.name or self.name in {"", ".", ".."}):
             raise ValueError(f"name={self.name!r} must be the name of one folder under {self.runs}/")
 

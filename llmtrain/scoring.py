@@ -3,19 +3,20 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from llmtrain import heartbeat, philox
 from llmtrain.config import to_plain
 from llmtrain.data.collate import collate, to_device
 from llmtrain.data.rows import Rows
 from llmtrain.objectives.base import Objective, Task
+from llmtrain.ranks import gather_objects, n_shares, share
 from llmtrain.record import Score
+from llmtrain.sharding import root_gathered
 from llmtrain.types import Vocab
 
 VALIDATION_SEED = 20_011  # the same corruption in every run, whatever its own seed
@@ -73,32 +74,35 @@ def score(
     """
     objective, rows = held_out.objective, held_out.rows
     n = rows.n_rows if max_rows is None or objective.together else min(max_rows, rows.n_rows)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if objective.together:
-        rank, world = 0, 1  # each rank scores all
+    own, shares = (0, 1) if objective.together else (share(), n_shares())  # together: each rank scores all
     was_training = task.training
     task.eval()
+    every = [range(first, min(first + batch_rows, n)) for first in range(0, n, batch_rows)]
+    mine = every[own::shares]
+    # ranks that gather a sharded model together need as many batches: one that has fewer goes along, uncounted
+    along = every[: -(-len(every) // shares) - len(mine)]
     sums: list[tuple[float, float]] = []
-    n_bytes = 0
+    n_bytes: list[int] = []
 
     def batches() -> Iterator[Any]:
-        nonlocal n_bytes
-        for first in range(rank * batch_rows, n, world * batch_rows):
+        for batch in [*mine, *along]:
             heartbeat.beat()
-            mine = [i * rows.n_rows // n for i in range(first, min(first + batch_rows, n))]
-            raw = [rows[i] for i in mine]
-            n_bytes += sum(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in raw)
-            rngs = [philox.generator(VALIDATION_SEED, "example", 0, i) for i in mine]
+            chosen = [i * rows.n_rows // n for i in batch]
+            raw = [rows[i] for i in chosen]
+            n_bytes.extend(int(vocab.n_bytes[r.ids[objective.overlap :]].sum()) for r in raw)
+            rngs = [philox.generator(VALIDATION_SEED, "example", 0, i) for i in chosen]
             examples = [
                 objective.example(r, vocab, seq_len=seq_len, rng=g) for r, g in zip(raw, rngs, strict=True)
             ]
             yield to_device(collate(examples), task.model.embed.weight.device)
 
-    with context():
+    with context(), root_gathered(task):
         for of_rows, counted in objective.held_out(task.model, batches()):
             sums += zip(of_rows.double().tolist(), counted.double().tolist(), strict=True)
     task.train(was_training)
-    parts = _gathered((sums, n_bytes), world)
+    n_own = sum(map(len, mine))
+    counted_here = sums[:n_own], sum(n_bytes[:n_own])
+    parts = [counted_here] if objective.together else gather_objects(counted_here)
     nats, counts = np.array([pair for part, _ in parts for pair in part]).reshape(-1, 2).T
     value, total = _ratio(nats, counts), float(counts.sum())
     found = Score(
@@ -147,11 +151,3 @@ def _standard_error(nats: np.ndarray, counts: np.ndarray, value: float) -> float
         return None
     residual = nats - value * counts
     return float(np.sqrt((residual**2).sum() * n / (n - 1)) / counts.sum())
-
-
-def _gathered(mine: Any, world: int) -> Sequence[Any]:
-    if world == 1:
-        return [mine]
-    out: list[Any] = [None] * world
-    dist.all_gather_object(out, mine)
-    return out

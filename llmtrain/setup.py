@@ -1,10 +1,12 @@
 """What a run's config comes to once its data are there: model, rows, sizes, length."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from llmtrain.accounting import Size, flops_of, size_of
 from llmtrain.data.cursor import Cursor
@@ -73,18 +75,22 @@ def raw_per_row(prepared: Prepared, rows: Sequence[Rows]) -> float:
 def set_up(run: Run, prepared: Prepared) -> Setup:
     """Build the model with its initial weights, lay out the rows and count.
 
+    A model that shall be sharded is on the meta device, without weights.
+
     Raises ConfigError where a layer cannot have the width or the data have no row of that length.
     """
     vocab_size = prepared.vocab.size
     try:
         run.objective.check_vocab(prepared.vocab, run.seq_len)
         cfg = run.sized(vocab_size)
-        model = run.objective.build(cfg, vocab_size)
+        with torch.device("meta") if run.trainer.sharded else nullcontext():
+            model = run.objective.build(cfg, vocab_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if run.trainer.activation_checkpointing == "block":
         model.recompute_blocks()
-    initialise(model, n_layers=cfg.shape[0], seed=run.init_seed)
+    if not run.trainer.sharded:
+        initialise(model, n_layers=cfg.shape[0], seed=run.init_seed)
     documents = accumulate((part.shards.n_documents for part in prepared.train), initial=0)
     rows = tuple(
         rows_of(part.shards, run, first_document=first)

@@ -149,17 +149,24 @@ class Trainer:
                 f"trainer.devices={self.devices}, but this machine has {torch.cuda.device_count()} GPUs: give at most "
                 "so many, or trainer.accelerator=cpu"
             )
-        if self.sharded:
-            raise ConfigError(
-                f"trainer.strategy={self.strategy} does not train yet: use trainer.strategy=ddp"
-            )
+        from lightning.pytorch.plugins import DoublePrecision
+
+        from llmtrain.strategy import Sharded
+
         kind: Any = "ddp" if self.world > 1 or self.strategy == "ddp" else "auto"
+        precision: dict[str, Any] = {"precision": _LIGHTNING[self.chosen_precision()]}
+        if self.sharded:
+            kind = Sharded(data_parallel_size=self.shares, tensor_parallel_size=self.tensor)
+            if self.chosen_precision() == "fp64":
+                precision = {
+                    "plugins": DoublePrecision()
+                }  # which Lightning has, but refuses here by its name
         return lightning.Trainer(
             accelerator="gpu" if self.on_gpu else "cpu",
             devices=self.devices,
             num_nodes=self.nodes,
             strategy=kind,
-            precision=_LIGHTNING[self.chosen_precision()],
+            **precision,
             deterministic=self.deterministic,
             max_epochs=1,  # the rows that are left are the epoch; a rollback begins another
             reload_dataloaders_every_n_epochs=1,  # whose number of batches is its own
@@ -195,6 +202,8 @@ def quiet() -> None:
     """Say nothing about normal things: adverts, hints, and Lightning's view of what a validation loop is for."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # it calls the gathering of a matrix that lies along two axes slow, once for each layout
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",

@@ -130,9 +130,9 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
 
 def test_a_format_of_another_version_is_refused_and_not_set_aside(tmp_path):
     path = save(tmp_path, 1, a_state())
-    reseal(path, lambda manifest: manifest.update(version=2))
+    reseal(path, lambda manifest: manifest.update(version=3))
     with pytest.raises(
-        StorageError, match="llmtrain-checkpoint 2, and this llmtrain reads llmtrain-checkpoint 1"
+        StorageError, match="llmtrain-checkpoint 3, and this llmtrain reads llmtrain-checkpoint up to 2"
     ):
         find(tmp_path)
     assert path.is_dir()

@@ -1,18 +1,36 @@
 """When a run's state is written and how it is put back; what is on disk is ``checkpoint``'s."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.settings import Checkpointing
-from llmtrain.checkpoint import Saver, State, estimate_bytes, find, load, path_of, preflight, specs
+from llmtrain.checkpoint import (
+    Saver,
+    Shard,
+    State,
+    Stored,
+    estimate_bytes,
+    find,
+    load,
+    memory,
+    path_of,
+    places,
+    preflight,
+    specs,
+)
 from llmtrain.data.cursor import cursor_in
 from llmtrain.errors import StorageError
 from llmtrain.lit import Pretrain
+from llmtrain.nn.roles import roles
+from llmtrain.place import is_first, local, place_of
+from llmtrain.ranks import share, sum_shares
 
 
 class Checkpoints(AfterStep):
@@ -87,11 +105,11 @@ class Checkpoints(AfterStep):
 def state_of(module: Pretrain) -> State:
     """Everything that the next step depends on."""
     progress = module.progress
-    sums = {name: _summed(tensor) for name, tensor in progress.tensors().items()}
+    sums: dict[str, Stored] = {name: _summed(tensor) for name, tensor in progress.tensors().items()}
     return State(
         tensors={
-            "model": dict(module.task.state_dict(keep_vars=True)),
-            "optimizer": module.optimizer.tensors(),
+            "model": _stored(module.task.state_dict(keep_vars=True), module),
+            "optimizer": _stored(module.optimizer.tensors(), module),
             "averages": sums,
             "rng": _rng(),
         },
@@ -106,33 +124,52 @@ def restore(module: Pretrain, path: Path, *, weights_alone: bool = False) -> Non
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     wanted = ("model",) if weights_alone else ("model", "optimizer", "averages")
-    own = specs({group: named for group, named in state_of(module).tensors.items() if group in wanted})
-    state = load(path, expect=own, rank=rank, world=world)
-    module.task.load_state_dict(state.tensors["model"])
+    own = {group: named for group, named in state_of(module).tensors.items() if group in wanted}
+    state = load(path, expect=specs(own), places=places(own), rank=rank, world=world)
+    for name, stored in own["model"].items():
+        memory(stored).copy_(memory(state.tensors["model"][name]))
     if weights_alone:
         return
-    module.optimizer.load_tensors(state.tensors["optimizer"])
+    module.optimizer.load_tensors(
+        {name: memory(stored) for name, stored in state.tensors["optimizer"].items()}
+    )
     module.optimizer.load_counters(state.values["optimizer"])
     progress, saved = module.progress, state.values
     progress.step, progress.cursor = saved["step"], cursor_in(saved)
     progress.branch_step, progress.branch_rows = saved["branch_step"], saved["branch_rows"]
     progress.seconds, progress.wall_before = saved["seconds"], saved["wall"]
     for name, tensor in progress.tensors().items():
-        # the sums of all ranks were saved as one: the first rank goes on with it
-        tensor.copy_(state.tensors["averages"][name] if rank == 0 else torch.zeros_like(tensor))
-    _restore_rng(load(path, rank=rank, world=world).tensors.get("rng", {}))
+        # the sums of all shares were saved as one: the first goes on with it
+        tensor.copy_(memory(state.tensors["averages"][name]) if share() == 0 else torch.zeros_like(tensor))
+    rng = load(path, only={"rng"}, rank=rank, world=world).tensors.get("rng", {})
+    _restore_rng({name: memory(stored) for name, stored in rng.items()})
+
+
+def _stored(tensors: Mapping[str, torch.Tensor], module: Pretrain) -> dict[str, Stored]:
+    """What of each a rank holds and where that lies; state of the optimiser lies as the parameter it is named after."""
+    fused = {name: role.splits for name, role in roles(module.task).items() if role.splits}
+
+    def splits(name: str) -> tuple[int, ...]:
+        while name and name not in fused:
+            name = name.partition(".")[2]  # the optimiser puts rule and quantity before a parameter's name
+        return fused.get(name, ())
+
+    return {
+        name: Shard(local(tensor), place_of(tensor, splits(name)), is_first(tensor))
+        if isinstance(tensor, DTensor)
+        else tensor.detach()
+        for name, tensor in tensors.items()
+    }
 
 
 def _summed(tensor: torch.Tensor) -> torch.Tensor:
-    if not dist.is_initialized():
-        return tensor
     total = tensor.clone()
-    dist.all_reduce(total)
+    sum_shares(total)
     return total
 
 
-def _rng() -> dict[str, torch.Tensor]:
-    rng = {"cpu": torch.get_rng_state()}
+def _rng() -> dict[str, Stored]:
+    rng: dict[str, Stored] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
     return rng

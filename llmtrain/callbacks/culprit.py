@@ -13,6 +13,7 @@ from llmtrain.lit import Pretrain
 from llmtrain.objectives.base import Task
 from llmtrain.optim.composite import StepReport
 from llmtrain.optim.gradients import first_nonfinite
+from llmtrain.sharding import root_gathered
 
 
 class Culprit(NamedTuple):
@@ -60,7 +61,7 @@ def first_module(task: Task, batches: Iterable[Any], context: AbstractContextMan
     handles = [part.register_forward_hook(watch(name)) for name, part in task.named_modules()]
     try:
         # eager: compiled code does not come by the hooks
-        with torch.compiler.set_stance("force_eager"), context:
+        with torch.compiler.set_stance("force_eager"), context, root_gathered(task):
             for batch in batches:
                 task(batch)
     finally:

@@ -16,6 +16,7 @@ from llmtrain.data.examples import Examples, RankRows
 from llmtrain.errors import NumbersError
 from llmtrain.lit import Pretrain
 from llmtrain.optim.guard import Guard
+from llmtrain.ranks import share_of
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Guarding(lightning.Callback):
         } | culprit._asdict()
 
     def _rows_of(self, cursor: Cursor, rank: int) -> Sequence[Range]:
-        return cursor.ranges(self.rows.positions(rank, self.batch_rows))
+        return cursor.ranges(self.rows.positions(share_of(rank), self.batch_rows))
 
     def _batches(self, module: Pretrain, cursor: Cursor) -> Iterator[Any]:
         """What this rank was given in the step, made once more."""

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-import torch.distributed as dist
 
+from llmtrain import ranks
 from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.loggers.base import Sink
 from llmtrain.lit import Pretrain
@@ -44,8 +44,7 @@ class Metrics(AfterStep):
         if progress.step % self.every and progress.step != self.horizon:
             return
         sums = torch.stack((progress.nats, progress.counts))
-        if dist.is_initialized():
-            dist.all_reduce(sums)
+        ranks.sum_shares(sums)
         nats, counts = sums.tolist()
         rows, seconds = progress.rows - self._before[0], progress.seconds - self._before[1]
         self._before = (progress.rows, progress.seconds)

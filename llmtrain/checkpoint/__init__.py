@@ -11,18 +11,22 @@ from llmtrain.checkpoint.disk import estimate_bytes, preflight
 from llmtrain.checkpoint.find import find, newest, prune
 from llmtrain.checkpoint.folders import of_step as path_of
 from llmtrain.checkpoint.load import load
-from llmtrain.checkpoint.state import PER_RANK, Expect, State, specs
+from llmtrain.checkpoint.state import PER_RANK, Expect, Shard, State, Stored, memory, places, specs
 
 __all__ = [
     "PER_RANK",
     "Expect",
     "Saver",
+    "Shard",
     "State",
+    "Stored",
     "estimate_bytes",
     "find",
     "load",
+    "memory",
     "newest",
     "path_of",
+    "places",
     "preflight",
     "prune",
     "save",

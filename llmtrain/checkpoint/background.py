@@ -14,7 +14,7 @@ from torch import Tensor
 from llmtrain import faults
 from llmtrain.checkpoint.commit import save
 from llmtrain.checkpoint.find import prune
-from llmtrain.checkpoint.state import PER_RANK, State, split_ties
+from llmtrain.checkpoint.state import PER_RANK, Shard, State, Stored, memory, split_ties
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +88,16 @@ class Saver:
 
     def _snapshot(self, state: State) -> State:
         """A copy on the CPU that shares no memory with ``state``, in which tied tensors are tied."""
-        tensors = {}
+        tensors: dict[str, dict[str, Stored]] = {}
         for group, named in state.tensors.items():
             own, ties = split_ties(named)
-            copies = {name: self._copy((group, name), tensor.detach()) for name, tensor in own.items()}
+            copies = {name: self._copied((group, name), stored) for name, stored in own.items()}
             tensors[group] = copies | {alias: copies[name] for alias, name in ties.items()}
         return State(tensors, copy.deepcopy(state.values))
+
+    def _copied(self, address: tuple[str, str], stored: Stored) -> Stored:
+        copy = self._copy(address, memory(stored).detach())
+        return stored._replace(part=copy) if isinstance(stored, Shard) else copy
 
     def _copy(self, address: tuple[str, str], tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(address)

@@ -4,12 +4,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from llmtrain import faults
 from llmtrain.checkpoint import folders
@@ -26,8 +24,8 @@ from llmtrain.checkpoint.manifest import (
     encode,
     seal,
 )
-from llmtrain.checkpoint.state import PER_RANK, State, split_ties
-from llmtrain.checkpoint.tensors import describe, write_tensors
+from llmtrain.checkpoint.state import PER_RANK, Shard, State, Stored, memory, split_ties
+from llmtrain.checkpoint.tensors import write_tensors
 from llmtrain.errors import StorageError
 
 
@@ -46,8 +44,8 @@ def save(
 
     All is written, hashed and synced in ``step-N.tmp``, the manifest last; then one rename makes it a
     checkpoint. One that is there for this step already stays, if it is whole. Of many ranks on one file
-    system, all must call it; each writes its groups in ``per_rank``, and rank 0 alone the others and
-    ``state.values``. ``barrier`` waits for all ranks; every rank passes it three times whatever fails, so
+    system, all must call it; each writes its groups in ``per_rank`` and its shards, and rank 0 alone all other
+    tensors and ``state.values``. ``barrier`` waits for all ranks; every rank passes it three times whatever fails, so
     that none waits for one that gave up.
 
     ``on_write`` is told each point at which a crash would leave something else on the disk.
@@ -65,9 +63,15 @@ def save(
         raise ValueError(
             "state.values would not come back as they are: JSON has no tuples, and strings as keys"
         )
-    mine = {group: named for group, named in state.tensors.items() if group in per_rank or rank == 0}
+    mine = {
+        group: {name: stored for name, stored in named.items() if _writes(rank, stored, group in per_rank)}
+        for group, named in state.tensors.items()
+    }
     attempt = _Attempt(
         tensors=mine,
+        own_files=frozenset(
+            group for group, named in state.tensors.items() if _own(named, group in per_rank)
+        ),
         values=text.encode(),
         per_rank=frozenset(per_rank),
         final=folders.of_step(folder, step),
@@ -89,7 +93,7 @@ def save(
         if barrier is not None:
             barrier()
     if isinstance(failure, OSError):
-        raise refused(failure, attempt.final, estimate_bytes(State(mine, state.values))) from failure
+        raise refused(failure, attempt.final, estimate_bytes(state)) from failure
     if failure is not None:
         raise failure
     if not attempt.final.is_dir():
@@ -103,7 +107,8 @@ def save(
 class _Attempt:
     """The three stages of ``save``; between two of them every rank waits for all others."""
 
-    tensors: dict[str, dict[str, Tensor]]  # what this rank writes
+    tensors: dict[str, dict[str, Stored]]  # what this rank writes
+    own_files: frozenset[str]  # groups of which each rank writes a file
     values: bytes  # of state.json
     per_rank: frozenset[str]
     final: Path
@@ -137,13 +142,14 @@ class _Attempt:
         files: dict[str, StoredFile] = {}
         groups: dict[str, list[Part]] = {}
         for group, named in self.tensors.items():
-            own_file = self.world > 1 and group in self.per_rank
-            suffix = f"-{self.rank:05d}-of-{self.world:05d}" if own_file else ""
+            if not named and self.rank != 0:
+                continue
+            several = self.world > 1 and group in self.own_files
+            suffix = f"-{self.rank:05d}-of-{self.world:05d}" if several else ""
             name = f"{group}{suffix}.safetensors"
             own, ties = split_ties(named)
-            stored = describe(own)
             with self._new(name) as file:
-                write_tensors(file, own, stored)
+                stored = write_tensors(file, own)
             files[name] = file.stored
             rank = self.rank if group in self.per_rank else None
             groups[group] = [Part(file=name, rank=rank, tensors=stored, ties=ties)]
@@ -195,6 +201,16 @@ class _Attempt:
 
     def _new(self, name: str) -> NewFile:
         return NewFile(self.tmp / name, self.on_write)
+
+
+def _writes(rank: int, stored: Stored, per_rank: bool) -> bool:
+    if isinstance(stored, Shard):
+        return stored.first and memory(stored).numel() > 0
+    return per_rank or rank == 0
+
+
+def _own(named: Mapping[str, Stored], per_rank: bool) -> bool:
+    return per_rank or any(isinstance(stored, Shard) for stored in named.values())
 
 
 def _contents_of(rank: int) -> str:

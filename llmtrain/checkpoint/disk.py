@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from llmtrain.checkpoint.state import State, split_ties
+from llmtrain.checkpoint.state import State, n_bytes, split_ties
 from llmtrain.errors import StorageError
 
 # a header and the manifest name every tensor
@@ -23,11 +23,14 @@ _WAY_OUT = {
 
 
 def estimate_bytes(state: State) -> int:
-    """Bytes that a checkpoint of ``state`` takes on the disk, rather too many; its tensors may be meta tensors."""
+    """Bytes that a checkpoint of ``state`` takes on the disk, rather too many, those of all ranks together.
+
+    Its tensors may be meta tensors.
+    """
     total = len(json.dumps(state.values)) + _BYTES_PER_GROUP
     for named in state.tensors.values():
         stored = split_ties(named)[0].values()
-        total += sum(tensor.nbytes + _BYTES_PER_TENSOR for tensor in stored) + _BYTES_PER_GROUP
+        total += sum(n_bytes(tensor) + _BYTES_PER_TENSOR for tensor in stored) + _BYTES_PER_GROUP
     return total
 
 

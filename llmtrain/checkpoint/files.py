@@ -67,7 +67,9 @@ class NewFile:
 
 
 class StoredReader:
-    """A file of a checkpoint, read once from beginning to end and compared with what its manifest says of it.
+    """A file of a checkpoint, read from beginning to end and compared with what its manifest says of it.
+
+    One that is read in parts only, by ``seek``, has no ``finish``: its reader compares the parts.
 
     Raises ``Damaged`` where it is missing, no plain file, of another size, or, at ``finish``, of another
     hash.
@@ -94,6 +96,9 @@ class StoredReader:
             if count != len(piece):
                 raise Damaged(f"{self.name} ends before its {self.size} bytes")
             self._hash.update(piece)
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(offset)
 
     def read(self, size: int) -> bytes:
         data = bytearray(size)

@@ -1,60 +1,104 @@
 """Reading a checkpoint: nothing is executed, and nothing allocated before all is known to be what is expected."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from llmtrain.checkpoint.files import Damaged, StoredReader
 from llmtrain.checkpoint.manifest import DTYPES, Manifest, Part, read_manifest
-from llmtrain.checkpoint.state import Expect, Spec, State
+from llmtrain.checkpoint.state import Expect, Spec, State, Stored
 from llmtrain.checkpoint.tensors import read_tensors
 from llmtrain.errors import ConfigError
+from llmtrain.place import Place, everything, overlap
 
 
-def load(path: Path, *, expect: Expect | None = None, rank: int = 0, world: int = 1) -> State:
+def load(
+    path: Path,
+    *,
+    expect: Expect | None = None,
+    places: Mapping[str, Mapping[str, Place]] = MappingProxyType({}),
+    only: Collection[str] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> State:
     """The state in the checkpoint ``path``, on the CPU, as ``rank`` of ``world`` saved it.
 
     ``expect`` (see ``specs``) names the groups to read, by default all; in each, names, shapes and types
-    must be equal, else ``ConfigError`` names the first difference. Names that were tied are one tensor
-    again. Groups that each rank has of its own come back only for as many ranks as saved them.
+    must be equal, else ``ConfigError`` names the first difference. ``only`` are groups to read where they are there.
+    Names that were tied are one tensor again. Groups that each rank has of its own come back only for as many ranks as
+    saved them.
 
-    Raises ``Damaged``, a ``StorageError``, where a file is not what was written.
+    Of tensors in ``places`` (group -> name, see ``state.places``) the part that lies there is read, of all others the
+    whole, however many ranks saved them in whatever parts.
+
+    Raises ``Damaged``, a ``StorageError``, where what was read is not what was written.
     """
     try:
         manifest = read_manifest(path)
-        parts = _own_parts(manifest, rank, world)
+        groups = _own_groups(manifest, rank, world)
+        if only is not None:
+            groups = {name: group for name, group in groups.items() if name in only}
         if expect is not None:
-            parts = _compared(path, parts, expect, manifest.world, world)
-        tensors = {group: _read(path, part, manifest) for group, part in parts.items()}
+            groups = _compared(path, groups, expect, manifest.world, world)
+        tensors: dict[str, dict[str, Stored]] = {
+            name: _read(path, group, places.get(name, {}), manifest) for name, group in groups.items()
+        }
         return State(tensors, _read_values(path, manifest))
     except Damaged as damage:
         raise Damaged(f"{path} is damaged: {damage}") from None
 
 
-def _own_parts(manifest: Manifest, rank: int, world: int) -> dict[str, Part]:
+class _Group(NamedTuple):
+    """What all the files of a group hold together."""
+
+    parts: list[Part]
+    specs: dict[str, Spec]  # of whole tensors, further names included
+    ties: dict[str, str]
+
+
+def _own_groups(manifest: Manifest, rank: int, world: int) -> dict[str, _Group]:
     own = {}
-    for group, parts in manifest.contents.groups.items():
-        for part in parts:
-            if part.rank is None or (part.rank == rank and manifest.world == world):
-                own[group] = part
+    for name, parts in manifest.contents.groups.items():
+        mine = [
+            part for part in parts if part.rank is None or (part.rank == rank and manifest.world == world)
+        ]
+        if mine:
+            own[name] = _joined(mine)
     return own
 
 
+def _joined(parts: list[Part]) -> _Group:
+    whole: dict[str, Spec] = {}
+    ties: dict[str, str] = {}
+    for part in parts:
+        for name, stored in part.tensors.items():
+            spec = stored.lies.whole, DTYPES[stored.dtype]
+            if whole.setdefault(name, spec) != spec:
+                raise Damaged(f"its files do not agree on what {name} is")
+        ties |= part.ties
+    return _Group(parts, whole | {alias: whole[name] for alias, name in ties.items()}, ties)
+
+
 def _compared(
-    path: Path, parts: Mapping[str, Part], expect: Expect, saved_world: int, world: int
-) -> dict[str, Part]:
-    """The parts of the expected groups, once there is no difference; only the manifest has been read."""
+    path: Path, groups: Mapping[str, _Group], expect: Expect, saved_world: int, world: int
+) -> dict[str, _Group]:
+    """The expected groups, once there is no difference; only the manifest has been read."""
     for group, wanted in expect.items():
-        if group not in parts:
+        if group not in groups:
             reason = (
                 f"{saved_world} ranks saved it and {world} load it"
                 if saved_world != world
-                else f"it has {', '.join(sorted(parts))}"
+                else f"it has {', '.join(sorted(groups))}"
             )
             raise ConfigError(f"{path} has no {group} for this rank: {reason}")
-        saved = _specs(parts[group])
+        saved = groups[group].specs
         for name in [*wanted, *saved]:
             if saved.get(name) != wanted.get(name):
                 raise ConfigError(
@@ -62,22 +106,51 @@ def _compared(
                     f"and {_shown(wanted.get(name))} in this run: "
                     "continue with the config it was saved with, or start a new run under another name"
                 )
-    return {group: parts[group] for group in expect}
-
-
-def _specs(part: Part) -> dict[str, Spec]:
-    stored = part.tensors | {alias: part.tensors[name] for alias, name in part.ties.items()}
-    return {name: (tensor.shape, DTYPES[tensor.dtype]) for name, tensor in stored.items()}
+    return {group: groups[group] for group in expect}
 
 
 def _shown(spec: Spec | None) -> str:
     return "not there" if spec is None else f"{spec[0]} {str(spec[1]).removeprefix('torch.')}"
 
 
-def _read(path: Path, part: Part, manifest: Manifest) -> dict[str, Tensor]:
-    with StoredReader(path / part.file, manifest.contents.files[part.file]) as file:
-        tensors = read_tensors(file, part.tensors)
-    return tensors | {alias: tensors[name] for alias, name in part.ties.items()}
+def _read(path: Path, group: _Group, places: Mapping[str, Place], manifest: Manifest) -> dict[str, Stored]:
+    wanted = {
+        name: places.get(name, everything(spec[0]))
+        for name, spec in group.specs.items()
+        if name not in group.ties
+    }
+    needed = [
+        (part, here)
+        for part in group.parts
+        if (here := {n: b for n, one in part.tensors.items() if (b := list(overlap(wanted[n], one.lies)))})
+    ]
+    for name, place in wanted.items():
+        there = sum(_n_elements(mine) for _, here in needed for mine, _ in here.get(name, ()))
+        if there != math.prod(place.shape):
+            raise Damaged(f"its files hold {there} of {math.prod(place.shape)} elements of {name}")
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        # all are opened, and their sizes seen, before any memory is taken for what they are said to hold
+        files = [
+            stack.enter_context(StoredReader(path / part.file, manifest.contents.files[part.file]))
+            for part, _ in needed
+        ]
+        for file, (part, here) in zip(files, needed, strict=True):
+            for name, tensor in read_tensors(file, part.tensors, here.keys()):
+                if part.tensors[name].lies == wanted[name]:
+                    found[name] = tensor
+                    continue
+                if name not in found:
+                    found[name] = torch.empty(wanted[name].shape, dtype=tensor.dtype, device="cpu")
+                for mine, theirs in here[name]:
+                    found[name][mine].copy_(tensor[theirs])
+    for name in wanted.keys() - found.keys():  # without elements
+        found[name] = torch.empty(wanted[name].shape, dtype=group.specs[name][1], device="cpu")
+    return {name: found[group.ties.get(name, name)] for name in group.specs}
+
+
+def _n_elements(box: tuple[slice, ...]) -> int:
+    return math.prod(axis.stop - axis.start for axis in box)
 
 
 def _read_values(path: Path, manifest: Manifest) -> dict[str, object]:

@@ -12,9 +12,12 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from llmtrain.checkpoint.files import Damaged, StoredFile, open_plain
 from llmtrain.config import config
 from llmtrain.errors import StorageError
+from llmtrain.place import Place, everything
 
 NAME = "manifest.json"
-FORMAT, VERSION = "llmtrain-checkpoint", 1
+FORMAT, VERSION = "llmtrain-checkpoint", 2
+READABLE = frozenset({1, 2})  # the first had neither parts of tensors nor a hash for each
+_LARGEST = 2**63 - 1  # torch's largest size of an axis
 LONGEST = 256 << 20  # bytes of a manifest: one that is longer was not written by us
 
 DTYPES = {  # as safetensors names them
@@ -42,10 +45,22 @@ T = TypeVar("T")
 class StoredTensor:
     dtype: str
     shape: tuple[NonNegativeInt, ...]
+    place: Place | None = (
+        None  # of a tensor that is stored in parts: where this one lies; none: it is the whole
+    )
+    hash: str | None = None  # xxh3-128 of its elements; none: that of its file is all there is
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.dtype!r} is no type of tensor")
+        if max((*self.shape, *self.lies.whole), default=0) > _LARGEST:
+            raise ValueError(f"{self.shape} is no shape of a tensor")
+        if self.place is not None and not self.place.holds(self.shape):
+            raise ValueError(f"a part of shape {self.shape} cannot lie at {self.place}")
+
+    @property
+    def lies(self) -> Place:
+        return everything(self.shape) if self.place is None else self.place
 
 
 @config
@@ -86,7 +101,7 @@ class Manifest:
 
 
 def encode(value: Contents | Manifest) -> bytes:
-    return TypeAdapter(type(value)).dump_json(value)
+    return TypeAdapter(type(value)).dump_json(value, exclude_defaults=True)
 
 
 def decode(kind: type[T], data: bytes) -> T:
@@ -117,9 +132,9 @@ def read_manifest(folder: Path) -> Manifest:
         known = seen["format"], seen["version"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise Damaged(f"{NAME} names no format") from None
-    if known != (FORMAT, VERSION):
+    if known[0] != FORMAT or known[1] not in READABLE:
         raise StorageError(
-            f"{path} is of format {known[0]} {known[1]}, and this llmtrain reads {FORMAT} {VERSION}: "
+            f"{path} is of format {known[0]} {known[1]}, and this llmtrain reads {FORMAT} up to {VERSION}: "
             "use the llmtrain that wrote it"
         )
     try:

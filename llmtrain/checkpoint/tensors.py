@@ -8,27 +8,35 @@ is known to be the one that was written.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from llmtrain.checkpoint.files import Damaged, NewFile, StoredReader
 from llmtrain.checkpoint.manifest import DTYPES, StoredTensor
+from llmtrain.checkpoint.state import Shard, Stored, memory
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def describe(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+def describe(named: Mapping[str, Stored]) -> dict[str, StoredTensor]:
     """What is stored of each tensor, in the order in which it is laid out."""
+    tensors = {name: memory(stored) for name, stored in named.items()}
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES or tensor.layout is not torch.strided:
             raise TypeError(f"{name}: safetensors cannot hold {tensor.dtype} with layout {tensor.layout}")
     # wide elements first, as the reference implementation lays them out: then each tensor is aligned to its own
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     return {
-        name: StoredTensor(dtype=NAMES[tensors[name].dtype], shape=tuple(tensors[name].shape))
+        name: StoredTensor(
+            dtype=NAMES[tensors[name].dtype],
+            shape=tuple(tensors[name].shape),
+            place=stored.place if isinstance(stored := named[name], Shard) else None,
+        )
         for name in order
     }
 
@@ -49,29 +57,49 @@ def n_bytes(stored: StoredTensor) -> int:
     return math.prod(stored.shape) * DTYPES[stored.dtype].itemsize
 
 
-def write_tensors(file: NewFile, tensors: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    """Write ``tensors``, on any device, as ``stored`` describes them."""
+def write_tensors(file: NewFile, named: Mapping[str, Stored]) -> dict[str, StoredTensor]:
+    """Write tensors, on any device; what was stored of each, with its hash."""
+    stored = describe(named)
     file.write(header(stored))
-    for name in stored:
-        file.write(_bytes_of(tensors[name].detach().cpu().contiguous()))
+    hashed = {}
+    for name, one in stored.items():
+        data = _bytes_of(memory(named[name]).detach().cpu().contiguous())
+        file.write(data)
+        hashed[name] = replace(one, hash=xxhash.xxh3_128_hexdigest(data))
+    return hashed
 
 
-def read_tensors(file: StoredReader, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-    """The tensors of a file whose header is exactly the one that ``stored`` makes, else ``Damaged``.
+def read_tensors(
+    file: StoredReader, stored: Mapping[str, StoredTensor], wanted: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The ``wanted`` tensors of a file whose header is exactly the one that ``stored`` makes, else ``Damaged``.
 
     Nothing in the header is believed, so no shape or offset in it can make us allocate or read beyond the
-    file, which has the size that ``stored`` comes to.
+    file, which has the size that ``stored`` comes to. Only what is wanted is read, one tensor at a time, and compared
+    with its own hash; in the first version of the format, which has none, the whole file is read, and what came from it
+    is known to be right only once the iterator has ended.
     """
     expected = header(stored)
     size = len(expected) + sum(map(n_bytes, stored.values()))
     if file.size != size or file.read(len(expected)) != expected:
         raise Damaged(f"{file.name} does not hold the tensors that its manifest lists")
-    tensors = {}
-    for name, tensor in stored.items():
-        tensors[name] = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="cpu")
-        file.read_into(_bytes_of(tensors[name]))
-    file.finish()
-    return tensors
+    alone = all(stored[name].hash is not None for name in wanted)
+    at = len(expected)
+    for name, one in stored.items():
+        if name in wanted or not alone:
+            tensor = torch.empty(one.shape, dtype=DTYPES[one.dtype], device="cpu")
+            data = _bytes_of(tensor)
+            file.seek(at)
+            file.read_into(data)
+            if alone and xxhash.xxh3_128_hexdigest(data) != one.hash:
+                raise Damaged(
+                    f"{file.name} is not what was written: the hash of {name} is not the one in its manifest"
+                )
+            if name in wanted:
+                yield name, tensor
+        at += n_bytes(one)
+    if not alone:
+        file.finish()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

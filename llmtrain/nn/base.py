@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from llmtrain.config import config
 from llmtrain.types import ANY, Hidden, Seq, Visibility
@@ -45,7 +46,18 @@ def dense_flops(tokens: int, *modules: nn.Linear) -> Flops:
     return Flops(n, n)
 
 
-class MixerModule(nn.Module, ABC):
+class Splits:
+    """What can be shared out over the ranks of a tensor axis, if its config says ``splits_over_ranks``."""
+
+    def split_over(self, mesh: DeviceMesh) -> None:
+        """Leave this rank its share of the matrices, so that outputs are those of the whole; on the meta device.
+
+        All ranks of ``mesh`` see the same tokens. Raises ConfigError where the shares do not come out whole.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no plan for a tensor axis")
+
+
+class MixerModule(Splits, nn.Module, ABC):
     """The only kind of layer through which one position hears another."""
 
     @abstractmethod
@@ -63,7 +75,7 @@ class MixerModule(nn.Module, ABC):
     def flops(self, extent: Extent) -> Flops: ...
 
 
-class MLPModule(nn.Module, ABC):
+class MLPModule(Splits, nn.Module, ABC):
     """A layer that treats every position alike and alone (``seq`` only says which are padding)."""
 
     @abstractmethod
@@ -96,6 +108,11 @@ class LayerConfig(ABC):  # noqa: B024 - the two kinds below say what they build
     def supports(self) -> frozenset[Visibility]:
         """What it can promise to see and not to see."""
         return ANY
+
+    @property
+    def splits_over_ranks(self) -> bool:
+        """Whether its module has a plan for a tensor axis (``split_over``)."""
+        return False
 
     @property
     def one_document(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from llmtrain.config import config
@@ -99,9 +100,15 @@ class Block(nn.Module):
         return self._rest(x + self._after("mixer", y, None), seq, source, None), state
 
     def flops(self, extent: Extent) -> Flops:
-        return Flops().plus(
-            *(part.flops(extent) for part in (self.mixer, self.cross, self.mlp) if part is not None)
-        )
+        return Flops().plus(*(part.flops(extent) for part in self._parts()))
+
+    def split_over(self, mesh: DeviceMesh) -> None:
+        """Share the matrices of all parts out over the ranks of ``mesh``; norms stay whole on each."""
+        for part in self._parts():
+            part.split_over(mesh)
+
+    def _parts(self) -> Iterator[Any]:
+        return (part for part in (self.mixer, self.cross, self.mlp) if part is not None)
 
     def _rest(self, x: Tensor, seq: Seq, source: Source | None, key: Key) -> Hidden:
         assert (self.cross is None) == (source is None), "a decoder needs its source at every step"
@@ -206,11 +213,13 @@ class Model(nn.Module):
         out = self.trunk(self._embedded(seq), seq, (memory.h, source), key=key)
         return Hidden(out.h, memory.routing + out.routing)
 
+    def stacks(self) -> list[Trunk]:
+        return [trunk for trunk in (self.encoder, self.trunk) if trunk is not None]
+
     def recompute_blocks(self) -> None:
         """From now on, keep of each block its input alone, and compute the rest anew for the backward pass."""
-        for trunk in (self.trunk, self.encoder):
-            if trunk is not None:
-                trunk.recompute = True
+        for trunk in self.stacks():
+            trunk.recompute = True
 
     def encode(self, source: Seq) -> Source:
         """What a decoder reads at every ``step``."""

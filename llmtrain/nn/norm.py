@@ -2,7 +2,9 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from llmtrain.nn.parallel import spread_out
 from llmtrain.ops.norm import rms_norm
 
 
@@ -13,6 +15,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     eps: float
+    mesh: DeviceMesh | None = None  # where each of its ranks has other heads to normalise, by the same gain
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, spread_out(self.weight, self.mesh), self.eps)

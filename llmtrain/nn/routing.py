@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmtrain.nn.mlps.moe import MoEModule
+from llmtrain.ranks import n_shares, sum_shares
 from llmtrain.types import Routing
 
 
@@ -35,10 +35,9 @@ def n_tokens(routing: Routing) -> Float[Tensor, ""]:
 
 
 def over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum of each over all ranks, without gradient, in one message."""
+    """The sum of each over all shares of the batch, without gradient, in one message."""
     flat = torch.cat([t.detach().flatten() for t in tensors])
-    if _world() > 1:
-        dist.all_reduce(flat)
+    sum_shares(flat)
     parts = flat.split([t.numel() for t in tensors])
     return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
 
@@ -48,8 +47,8 @@ def routing_loss(layers: Sequence[MoEModule], routing: Sequence[Routing]) -> Flo
 
     Of each layer ``balance`` x E sum_e f_e P_e (Fedus et al. 2021), 1 at uniform loads, where f_e is the share of all
     slots that went to expert e, taken as constant, and P_e the mean of its probability; and ``z_loss`` x the mean of
-    the squared log-partition (Zoph et al. 2022). A rank returns its own tokens' part times the number of ranks, so
-    that the mean over ranks, which DDP makes of gradients, is that of one process with all rows, even where some
+    the squared log-partition (Zoph et al. 2022). A rank returns its share's part times the number of shares, so
+    that the mean over them, which is made of gradients, is that of one process with all rows, even where some
     ranks hold fewer tokens.
     """
     mine = by_layer(len(layers), routing)
@@ -60,7 +59,7 @@ def routing_loss(layers: Sequence[MoEModule], routing: Sequence[Routing]) -> Flo
     for layer, one, counts, n in zip(layers, mine, totals[::2], totals[1::2], strict=True):
         share = counts / counts.sum().clamp_min(1)
         own = layer.cfg.balance * len(counts) * (share * one.prob).sum() + layer.cfg.z_loss * one.z
-        loss = loss + _world() * own / n.clamp_min(1)
+        loss = loss + n_shares() * own / n.clamp_min(1)
     return loss
 
 
@@ -95,7 +94,3 @@ def report(
         "dead_experts": float(sum((c == 0).sum().item() for c in counts)),
         "router_z": sum((s / m.clamp_min(1)).item() for s, m in zip(z, n, strict=True)) / n_layers,
     }
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.config import config
-from llmtrain.optim.base import Named, Optim
+from llmtrain.optim.base import Named, Optim, by_mesh
 from llmtrain.optim.composite import Rule
 
 
@@ -18,7 +18,7 @@ class AdamW(Optim):
     fused: bool = True  # one kernel for a whole group; false is torch's loop over tensors, the reference
 
     def rules(self, named: list[Named]) -> list[Rule]:
-        return [AdamWRule(named, self, lr=self.lr, fused=self.fused)]
+        return [AdamWRule(group, self, lr=self.lr, fused=self.fused) for group in by_mesh(named)]
 
 
 class AdamWRule(Rule):

@@ -1,11 +1,14 @@
 """What every optimiser's config has in common, and how it becomes the one optimiser of a run."""
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from typing import Annotated, NamedTuple
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from llmtrain.config import config
 from llmtrain.nn.roles import Role, roles
@@ -27,6 +30,14 @@ class Named(NamedTuple):
     def decays(self) -> bool:
         """Weight decay is for matrices, tables of embeddings and heads included; gains and biases are left alone."""
         return self.role.kind != "vector"
+
+
+def by_mesh(named: list[Named]) -> list[list[Named]]:
+    """The parameters in groups that lie on the same ranks: no operation takes tensors of two meshes."""
+    groups: dict[DeviceMesh | None, list[Named]] = defaultdict(list)
+    for one in named:
+        groups[one.weight.device_mesh if isinstance(one.weight, DTensor) else None].append(one)
+    return list(groups.values())
 
 
 @config

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from llmtrain import faults
 from llmtrain.errors import ConfigError
 from llmtrain.optim.ema import WeightAverage
-from llmtrain.optim.gradients import global_norm
+from llmtrain.optim.gradients import global_norm, scale
 from llmtrain.optim.guard import Guard, Judge, Verdict
+from llmtrain.place import local
 
 
 class StepReport(NamedTuple):
@@ -118,11 +119,11 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what another's ``tensors`` gave.
+        """Take over what another's ``tensors`` gave; of sharded ones, this rank's parts.
 
         ConfigError, before anything has moved, at the first name, shape or type that differs.
         """
-        own = self.tensors()
+        own = {name: local(tensor) for name, tensor in self.tensors().items()}
         for name in sorted(own.keys() | tensors.keys()):
             is_, other = _describe(own.get(name)), _describe(tensors.get(name))
             if is_ != other:
@@ -161,7 +162,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
 
     def _update(self, grads: list[Tensor], norm: float) -> None:
         if self.clip is not None and norm > self.clip:
-            torch._foreach_mul_(grads, self.clip / norm)
+            scale(grads, self.clip / norm)
         if self.average and self.updates == 0:
             self.average.start()  # not when built: the weights may have been loaded since
         for rule in self.rules:

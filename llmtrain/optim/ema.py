@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.ops.dtypes import at_least_float32
+from llmtrain.place import local
 
 
 class WeightAverage:
@@ -27,8 +28,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        weights = [p.to(a.dtype) for p, a in zip(self._weights, self._averages, strict=True)]
-        torch._foreach_lerp_(self._averages, weights, 1 - self._decay)
+        # the local parts: elementwise, so that neither the layout nor its mesh matters
+        averages = [local(a) for a in self._averages]
+        weights = [local(p).to(a.dtype) for p, a in zip(self._weights, averages, strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - self._decay)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"ema.{name}": average for name, average in zip(self._names, self._averages, strict=True)}

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 
 from llmtrain.config import config
 from llmtrain.optim.adamw import AdamWRule
-from llmtrain.optim.base import Decay, Named, Optim
+from llmtrain.optim.base import Decay, Named, Optim, by_mesh
 from llmtrain.optim.composite import Rule
+from llmtrain.place import gathered, spread
 
 # Keller Jordan's coefficients: steepest at 0, so that 5 steps lift small singular values too
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -44,8 +45,8 @@ class Muon(Optim):
     def rules(self, named: list[Named]) -> list[Rule]:
         matrices = [n for n in named if n.role.kind == "matrix"]
         rest = [n for n in named if n.role.kind != "matrix"]
-        muon: list[Rule] = [MuonRule(matrices, self)] if matrices else []
-        adamw: list[Rule] = [AdamWRule(rest, self, lr=self.adamw_lr, fused=True)] if rest else []
+        muon: list[Rule] = [MuonRule(group, self) for group in by_mesh(matrices)]
+        adamw = [AdamWRule(group, self, lr=self.adamw_lr, fused=True) for group in by_mesh(rest)]
         return muon + adamw
 
 
@@ -90,7 +91,7 @@ class MuonRule(Rule):
         )
         scaled = [[u.mul_(self._scale(*u.shape[-2:])) for u in islice(updates, len(ps))] for ps in parts]
         return [
-            _like(n.weight, us[0] if len(us) == 1 else torch.cat(us, dim=-2))
+            _like(n, us[0] if len(us) == 1 else torch.cat(us, dim=-2))
             for n, us in zip(moving, scaled, strict=True)
         ]
 
@@ -167,14 +168,12 @@ def _batches(members: list[int], sizes: list[int]) -> Iterator[list[int]]:
 
 def _parts(named: Named, direction: Tensor) -> tuple[Tensor, ...]:
     """The matrices that a weight is fused of, gathered from all ranks: a shard has other singular values."""
-    whole = direction.full_tensor() if isinstance(direction, DTensor) else direction
-    return whole.split(named.role.splits or whole.shape[-2], dim=-2)
+    splits = named.role.splits
+    whole = gathered(direction, splits) if isinstance(direction, DTensor) else direction
+    return whole.split(splits or whole.shape[-2], dim=-2)
 
 
-def _like(weight: Tensor, whole: Tensor) -> Tensor:
-    """This rank's share of ``whole``, which every rank has computed, laid out like ``weight``."""
-    if not isinstance(weight, DTensor):
-        return whole
-    mesh = weight.device_mesh
-    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=weight.placements)
+def _like(named: Named, whole: Tensor) -> Tensor:
+    """This rank's share of ``whole``, which every rank has computed, laid out like the weight."""
+    weight: Tensor = named.weight
+    return spread(whole, weight, named.role.splits) if isinstance(weight, DTensor) else whole

@@ -6,10 +6,13 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from llmtrain.config import config
 from llmtrain.nn.base import Extent, Flops, Mixer, MixerModule, dense_flops
 from llmtrain.nn.norm import RMSNorm
+from llmtrain.nn.parallel import per_rank
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
 from llmtrain.ops.rope import Rotation, rotate, rotation
@@ -37,6 +40,10 @@ class Attention(Mixer):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, since RoPE turns pairs, got {self.head_dim}")
+
+    @property
+    def splits_over_ranks(self) -> bool:
+        return True
 
     def n_heads(self, d_model: int) -> int:
         return n_heads(d_model, self.head_dim, self.kv_group, self.expand)
@@ -83,6 +90,16 @@ class AttentionModule(MixerModule):
     def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Float[Tensor, "B T D"]:
         q, k, v = self._project(x, seq)
         return self._attend(q, k, v, seq, seq)
+
+    def split_over(self, mesh: DeviceMesh) -> None:
+        """Heads by groups: key and value heads, each with the query heads that share it."""
+        parallelize_module(self, mesh, {"qkv": ColwiseParallel(), "out": RowwiseParallel()})
+        self.n_kv_heads = per_rank(self.n_kv_heads, mesh, "key and value heads")
+        self.n_heads = self.n_kv_heads * self.cfg.kv_group
+        d_q, d_kv = self.n_heads * self.cfg.head_dim, self.n_kv_heads * self.cfg.head_dim
+        self.splits = (d_q, d_kv, d_kv)
+        if self.cfg.qk_norm:
+            self.q_norm.mesh = self.k_norm.mesh = mesh
 
     def init_state(self, rows: int) -> Cache:
         w = self.qkv.weight

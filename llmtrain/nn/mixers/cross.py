@@ -3,11 +3,14 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from llmtrain.config import config
-from llmtrain.nn.base import Extent, Flops, dense_flops
+from llmtrain.nn.base import Extent, Flops, Splits, dense_flops
 from llmtrain.nn.mixers.attention import n_heads
 from llmtrain.nn.norm import RMSNorm
+from llmtrain.nn.parallel import per_rank
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
 from llmtrain.types import Seq, Visibility
@@ -27,7 +30,7 @@ class CrossAttention:
         return CrossAttentionModule(self, d_model)
 
 
-class CrossAttentionModule(nn.Module):
+class CrossAttentionModule(Splits, nn.Module):
     def __init__(self, cfg: CrossAttention, d_model: int):
         super().__init__()
         try:
@@ -38,6 +41,7 @@ class CrossAttentionModule(nn.Module):
         d_kv = d_q // cfg.kv_group
         self.cfg = cfg
         self.q = linear(d_model, d_q)
+        self.n_kv_heads = d_kv // cfg.head_dim
         self.kv = linear(d_model, 2 * d_kv, splits=(d_kv, d_kv))
         self.out = linear(d_q, d_model, residual=True)
         if cfg.qk_norm:
@@ -52,6 +56,13 @@ class CrossAttentionModule(nn.Module):
         whole = source_seq._replace(prefix=torch.ones_like(source_seq.prefix))
         y = attend(q, k, v, seq, whole, visibility=Visibility.BIDIRECTIONAL)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def split_over(self, mesh: DeviceMesh) -> None:
+        columns = ColwiseParallel()
+        parallelize_module(self, mesh, {"q": columns, "kv": columns, "out": RowwiseParallel()})
+        self.n_kv_heads = per_rank(self.n_kv_heads, mesh, "key and value heads of cross-attention")
+        if self.cfg.qk_norm:
+            self.q_norm.mesh = self.k_norm.mesh = mesh
 
     def flops(self, extent: Extent) -> Flops:
         scores = 4 * self.q.out_features * extent.tokens * extent.source

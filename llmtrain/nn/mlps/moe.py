@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from llmtrain.config import config
 from llmtrain.nn.base import MLP, Extent, Flops, MLPModule, dense_flops
 from llmtrain.nn.mlps.swiglu import SwiGLUModule
 from llmtrain.nn.mlps.width import d_ff
+from llmtrain.nn.parallel import per_rank, split_first_axis, spread_out, summed
 from llmtrain.nn.roles import Role, linear
 from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.ops.moe import Slots, experts
@@ -76,6 +79,10 @@ class MoE(MLP):
         return ANY if self.choice == "token" else frozenset({Visibility.BIDIRECTIONAL})
 
     @property
+    def splits_over_ranks(self) -> bool:
+        return True
+
+    @property
     def one_document(self) -> bool:
         return self.choice == "expert"
 
@@ -89,6 +96,7 @@ class MoEModule(MLPModule):
     def __init__(self, cfg: MoE, d_model: int):
         super().__init__()
         self.cfg, self.d_ff = cfg, d_ff(d_model, cfg.ratio, cfg.multiple_of)
+        self.mesh: DeviceMesh | None = None  # whose ranks share the experts out
         self.router = linear(d_model, cfg.n_experts)
         self.gate_up = nn.Parameter(torch.empty(cfg.n_experts, 2 * self.d_ff, d_model))
         self.down = nn.Parameter(torch.empty(cfg.n_experts, d_model, self.d_ff))
@@ -106,10 +114,19 @@ class MoEModule(MLPModule):
         logits = self._logits(x)
         scores = logits.softmax(-1) if self.cfg.scores == "softmax" else logits.sigmoid()
         slots, counts = (self._by_token if self.cfg.choice == "token" else self._by_expert)(scores, real)
-        y = experts(x.flatten(0, 1), self.gate_up, self.down, slots).view(x.shape)
+        y = self._experts(x.flatten(0, 1), slots).view(x.shape)
         if self.shared is not None:
             y = y + self.shared(x, seq).h.masked_fill(~real[..., None], 0.0)
         return Hidden(y, (self._routing(logits, scores, real, counts),))
+
+    def split_over(self, mesh: DeviceMesh) -> None:
+        """Experts by rank: the router is everyone's, and each rank works on the slots of its own experts."""
+        per_rank(self.cfg.n_experts, mesh, "experts")
+        for name in ("gate_up", "down"):
+            split_first_axis(self, name, mesh)
+        if self.shared is not None:
+            self.shared.split_over(mesh)
+        self.mesh = mesh
 
     def flops(self, extent: Extent) -> Flops:
         n = extent.tokens
@@ -125,6 +142,19 @@ class MoEModule(MLPModule):
     def _capacity(self, tokens: int) -> int:
         """How many tokens of a document an expert takes, where experts choose."""
         return math.ceil(tokens * self.cfg.top_k / self.cfg.n_experts)
+
+    def _experts(self, x: Float[Tensor, "N D"], slots: Slots) -> Float[Tensor, "N D"]:
+        gate_up: Tensor = self.gate_up
+        down: Tensor = self.down
+        if self.mesh is not None:
+            assert isinstance(gate_up, DTensor) and isinstance(down, DTensor), "split, but not shared out"
+            gate_up, down = gate_up.to_local(), down.to_local()
+            n = len(gate_up)
+            expert = slots.expert - n * self.mesh.get_local_rank()
+            own = ((expert >= 0) & (expert < n)).nonzero()[:, 0]
+            gate = spread_out(slots.gate, self.mesh)
+            slots = Slots(slots.token[own], expert[own], gate[own])
+        return summed(experts(spread_out(x, self.mesh), gate_up, down, slots), self.mesh)
 
     def _logits(self, x: Tensor) -> Float[Tensor, "B T E"]:
         wide = at_least_float32(x.dtype)

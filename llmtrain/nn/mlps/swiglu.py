@@ -7,10 +7,13 @@ from typing import Literal
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from llmtrain.config import config
 from llmtrain.nn.base import MLP, Extent, Flops, MLPModule, dense_flops
 from llmtrain.nn.mlps.width import d_ff
+from llmtrain.nn.parallel import per_rank
 from llmtrain.nn.roles import linear
 from llmtrain.types import Hidden, Seq, Visibility
 
@@ -29,6 +32,10 @@ class SwiGLU(MLP):
     multiple_of: int = 8  # d_ff is rounded up to one
     gate: Literal["silu", "gelu", "gelu_tanh"] = "silu"  # the last is gelu's approximation, which Gemma has
 
+    @property
+    def splits_over_ranks(self) -> bool:
+        return True
+
     def build(self, d_model: int, visibility: Visibility) -> "SwiGLUModule":
         return SwiGLUModule(d_model, d_ff(d_model, self.ratio, self.multiple_of), self.gate)
 
@@ -43,6 +50,10 @@ class SwiGLUModule(MLPModule):
     def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Hidden:
         gate, up = self.gate_up(x).chunk(2, -1)
         return Hidden(self.down(self.gate(gate) * up), ())
+
+    def split_over(self, mesh: DeviceMesh) -> None:
+        per_rank(self.down.in_features, mesh, "inner units of an MLP")
+        parallelize_module(self, mesh, {"gate_up": ColwiseParallel(), "down": RowwiseParallel()})
 
     def flops(self, extent: Extent) -> Flops:
         return dense_flops(extent.tokens, self.gate_up, self.down)
