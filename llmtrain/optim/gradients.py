@@ -39,6 +39,6 @@ def first_nonfinite(weights: Mapping[str, nn.Parameter]) -> str | None:
     return None
 
 
-def _norm(grads: Sequence[Tensor]) -> Float[Tensor, ""]:
+def _norm(grads: list[Tensor]) -> Float[Tensor, ""]:
     dtype = at_least_float32(grads[0].dtype)
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, dtype=dtype)))
