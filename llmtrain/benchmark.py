@@ -215,7 +215,7 @@ class _Nowhere(Sink):
 
 
 def _loader_speed(setup: Setup, micro_rows: int) -> float:
-    n = 200 * micro_rows
+    n = micro_rows * max(4, 3200 // micro_rows)  # a batch of thousands is not drawn 200 times
     rows = RankRows(n_rows=n, micro_rows=micro_rows, rank=0, world=1)
     batches: Iterable[Any] = loader(setup.examples(), rows, workers=0)
     start = time.perf_counter()
