@@ -121,15 +121,23 @@ def _least_width(count: Callable[[int], int], step: int) -> int:
             width += step
 
 
-# Dense peaks by vendor's data sheet, FLOP/s without sparsity.
-_GPU_PEAKS = {
-    "H200": {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12},
-    "H100 PCIe": {torch.bfloat16: 756e12, torch.float16: 756e12, torch.float32: 51e12},
-    "H100": {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12},
-    "B200": {torch.bfloat16: 2250e12, torch.float16: 2250e12, torch.float32: 80e12},
-    "A100": {torch.bfloat16: 312e12, torch.float16: 312e12, torch.float32: 19.5e12},
-    "L40S": {torch.bfloat16: 362e12, torch.float16: 362e12, torch.float32: 91.6e12},
-    "4090": {torch.bfloat16: 165e12, torch.float16: 165e12, torch.float32: 82.6e12},
+class Gpu(NamedTuple):
+    memory: int  # bytes, as the driver reports them
+    peaks: dict[torch.dtype, float]  # dense, by the vendor's data sheet: FLOP/s without sparsity
+
+
+def _gpu(mebibytes: int, half: float, single: float) -> Gpu:
+    return Gpu(mebibytes << 20, {torch.bfloat16: half, torch.float16: half, torch.float32: single})
+
+
+GPUS = {  # by a part of the device's name; the first that fits is taken
+    "H200": _gpu(143_771, 989e12, 67e12),
+    "H100 PCIe": _gpu(81_559, 756e12, 51e12),
+    "H100": _gpu(81_559, 989e12, 67e12),
+    "B200": _gpu(183_359, 2250e12, 80e12),
+    "A100": _gpu(81_920, 312e12, 19.5e12),
+    "L40S": _gpu(46_068, 362e12, 91.6e12),
+    "4090": _gpu(24_564, 165e12, 82.6e12),
 }
 
 
@@ -138,9 +146,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """What MFU is measured against, FLOP/s: the data sheet of a known GPU, else a matrix product timed once here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for known, peaks in _GPU_PEAKS.items():
-            if known in name and dtype in peaks:
-                return peaks[dtype]
+        for known, gpu in GPUS.items():
+            if known in name and dtype in gpu.peaks:
+                return gpu.peaks[dtype]
     return measured_flops(device, dtype)
 
 

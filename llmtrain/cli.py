@@ -148,7 +148,8 @@ def _command(words: list[str]) -> int:
         return 0
     from llmtrain.compose import run_from
 
-    return _train(run_from(overrides), overrides)
+    run = run_from(overrides)
+    return _dry_run(run) if run.dry_run else _train(run, overrides)
 
 
 def _train(run: "Run", overrides: list[str]) -> int:
@@ -170,6 +171,16 @@ def _train(run: "Run", overrides: list[str]) -> int:
     print(
         (run.folder / "record.json").read_text(encoding="utf-8") if finished else summary(run, record), end=""
     )
+    return 0
+
+
+def _dry_run(run: "Run") -> int:
+    from llmtrain.dry_run.command import dry_run
+
+    report = dry_run(run)
+    if run.estimate.json is not None:
+        report.write(run.estimate.json)
+    print(report.table(), end="")
     return 0
 
 

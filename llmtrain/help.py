@@ -17,6 +17,7 @@ examples
   python train.py experiment=clm_dense size=d6 name=first     a larger model, into runs/first/
   python train.py name=short steps=60 seed=1                  another length, another seed
   python train.py data=text 'data.source.paths=[notes/, a.jsonl.zst]'
+  python train.py size=d24 trainer.devices=64 dry_run=true    what it would take: memory, messages, days
   python train.py size=n size.n=300e3 model.layers.0.mixer.window=64
 The same command again continues an interrupted run. Values are written as in YAML; the last of two wins.
 """

@@ -14,6 +14,7 @@ from llmtrain.callbacks.settings import Checkpointing, Evaluating
 from llmtrain.config import config, free, to_plain
 from llmtrain.data.corpus import Corpus, Mix
 from llmtrain.data.tokenizers.base import TokenizerConfig
+from llmtrain.estimate import Estimate
 from llmtrain.nn.model import ModelConfig
 from llmtrain.nn.size import Dial
 from llmtrain.objectives.base import Objective
@@ -73,6 +74,8 @@ class Run:
     resume: Literal["auto", "never"] = free("auto")
     init_from: str | None = None  # RUN, RUN@STEP or a Hugging Face folder (its weights alone)
     init_state: Literal["full", "weights"] = "full"  # full: weights, optimiser and cursor
+    dry_run: bool = free(False)  # say what the run would take, and train nothing
+    estimate: Estimate = free(default_factory=Estimate)  # of a dry run
     runs: Path = free(Path("runs"))
     labels: Labels = free(default_factory=Labels)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmtrain.ops import attention_gpu, backend
+from llmtrain.ops import attention_gpu, backend, dataless
 from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.ops.mask import Heads, Kernel, KeyHeads, mask
 from llmtrain.types import NO_DOC, Seq, Visibility
@@ -88,8 +88,8 @@ def by_document(
     apart = q_seq is not k_seq or visibility is Visibility.PREFIX or window is not None
     if apart or torch.compiler.is_compiling():
         return masked(q, k, v, q_seq, k_seq, visibility=visibility, window=window)
-    documents = lengths(q_seq)
     n_rows, n_tokens = q_seq.doc.shape
+    documents = lengths(q_seq) if dataless.has_data(q) else [[n_tokens]] * n_rows
     mixed = [r for r, n in enumerate(documents) if n != [n_tokens]]
     if sum(len(documents[r]) for r in mixed) > 4 * len(mixed):
         return masked(q, k, v, q_seq, k_seq, visibility=visibility, window=window)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from llmtrain.ops import dataless
 from llmtrain.ops.mask import Heads, KeyHeads
 from llmtrain.types import NO_DOC, Seq, Visibility
 
@@ -28,6 +29,8 @@ def flash(
     bidirectional one among the prefix, whose positions take the second. Queries are aligned with the last keys of their
     document, so they may be the next tokens of a stream.
     """
+    if not dataless.has_data(q):
+        return dataless.flash(q, k, v, q_seq, k_seq, visibility=visibility)
     if visibility is not Visibility.PREFIX:
         causal = visibility is Visibility.CAUSAL
         return _varlen(
@@ -99,6 +102,8 @@ def flex(
     window: int | None = None,
 ) -> Heads:
     """FlexAttention: any visibility in one compiled kernel that skips the blocks nobody sees."""
+    if not dataless.has_data(q):
+        return dataless.flex(q, k, v)
     from torch.nn.attention.flex_attention import create_block_mask
 
     q_doc, k_doc, q_pos, k_pos, prefix = q_seq.doc, k_seq.doc, q_seq.pos, k_seq.pos, k_seq.prefix

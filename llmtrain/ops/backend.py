@@ -12,6 +12,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 _forced: dict[str, str] = {}
+_stands_for: list[str] = []  # types of device, the innermost last
 
 
 @contextmanager
@@ -26,9 +27,24 @@ def force(**names: str) -> Iterator[None]:
         _forced.update(before)
 
 
+@contextmanager
+def standing_for(device: str) -> Iterator[None]:
+    """Take the forms of operations that a type of device takes, wherever tensors are: a dry run has no such device."""
+    _stands_for.append(device)
+    try:
+        yield
+    finally:
+        _stands_for.pop()
+
+
+def device_type(x: Tensor) -> str:
+    """The type of device whose forms of operations ``x`` takes: its own, if it stands for no other."""
+    return _stands_for[-1] if _stands_for else x.device.type
+
+
 def choose(op: str, x: Tensor) -> str:
     """The implementation of ``op`` for tensors of the kind of ``x``."""
-    return _forced.get(op) or _probed(op, x.device.type, x.dtype)
+    return _forced.get(op) or _probed(op, device_type(x), x.dtype)
 
 
 # a compiled graph takes the answer, and does not trace the probing

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmtrain.ops import backend
 from llmtrain.ops.dtypes import at_least_float32
 
 # axes: W taps, the last of which is the token's own
@@ -45,7 +46,7 @@ def short_conv(
     reverse: bool = False,
 ) -> Float[Tensor, "B T D"]:
     """The same, row by row in few passes where no compiler fuses it; what is within is computed twice, not kept."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or backend.device_type(x) != "cpu":
         return short_conv_reference(x, weight, bias, doc, reverse=reverse)
     wide = at_least_float32(x.dtype)
     with torch.autocast("cpu", enabled=False):

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmtrain.ops import backend
 from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.types import IGNORE
 
@@ -39,7 +40,7 @@ def linear_cross_entropy(
     """
     device = h.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h.dtype
-    chunk = max(1, chunk_elements(device) // weight.shape[0])
+    chunk = max(1, chunk_elements(backend.device_type(h)) // weight.shape[0])
     wanted = torch.is_grad_enabled() and (h.requires_grad or weight.requires_grad)
     with torch.autocast(device, enabled=False):
         return TokenLoss(*_Chunked.apply(h.to(dtype), weight.to(dtype), targets, z_loss, chunk, wanted))

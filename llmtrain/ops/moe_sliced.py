@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from llmtrain.ops.dataless import INSIDE
+
 
 class _Plan:
     """Slots in the order of their experts, and where those of each token then are."""
@@ -128,3 +130,20 @@ def _flops(x: Any, gate_up: Any, down: Any, token: Any, *_: Any, **__: Any) -> i
 @register_flop_formula(torch.ops.llmtrain.sliced_experts_backward)
 def _backward_flops(grad: Any, x: Any, gate_up: Any, down: Any, token: Any, *_: Any, **__: Any) -> int:
     return 4 * token[0] * (gate_up[1] * gate_up[2] + down[1] * down[2])
+
+
+def _inside(x: Tensor, gate_up: Tensor, down: Tensor, token: Tensor, *_: Any) -> int:
+    """A row of outputs and a plan for every slot, and of one expert's share of the slots what is between products."""
+    slots, experts = len(token), len(down)
+    each = -(-slots // experts) * (2 * down.shape[2] + x.shape[1])
+    return x.element_size() * (slots * x.shape[1] + each) + 4 * token.element_size() * slots
+
+
+def _backward_inside(grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, token: Tensor, *_: Any) -> int:
+    slots, experts = len(token), len(down)
+    each = -(-slots // experts) * (6 * down.shape[2] + 2 * x.shape[1])
+    return x.element_size() * (slots * x.shape[1] + each) + 5 * token.element_size() * slots
+
+
+INSIDE[torch.ops.llmtrain.sliced_experts.default] = _inside
+INSIDE[torch.ops.llmtrain.sliced_experts_backward.default] = _backward_inside

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmtrain.ops import backend
 from llmtrain.ops.dtypes import at_least_float32
 
 
@@ -21,7 +22,7 @@ def rms_norm_reference(
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
     """The same with a third of the passes over ``x``, forward and backward; compilers and GPUs fuse the reference."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or backend.device_type(x) != "cpu":
         return rms_norm_reference(x, weight, eps)
     wide = at_least_float32(x.dtype)
     with torch.autocast("cpu", enabled=False):

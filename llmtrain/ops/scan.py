@@ -101,7 +101,7 @@ def _reference(
 def _chunked(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, doc: Tensor, *, chunk: int, reverse: bool
 ) -> Tensor:
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and backend.device_type(x) == "cpu":
         return ssd_tiled(x, dt, a, b, c, doc, chunk=chunk, reverse=reverse)
     return ssd(x, dt, a, b, c, doc, chunk=chunk, reverse=reverse)[0]
 

@@ -1,0 +1,305 @@
+"""What GPU kernels are called with, recorded by stand-ins of their signatures, and that what they return is used right.
+
+Each stand-in takes the arguments of the package's own function, checks what the kernel would refuse, and computes the
+answer plainly. flash-attn's plain answer and FlexAttention's masks are held against the reference in test_attention.py.
+"""
+
+import inspect
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmtrain.ops import attention_gpu, backend, moe
+from llmtrain.ops.attention import attend
+from llmtrain.ops.moe import Slots, experts
+from llmtrain.ops.scan import recurrence, scan
+from llmtrain.types import NO_DOC, Seq, Visibility
+from tests.tiny import noise, stream
+
+ROWS = ((4, 1, 2), (8,), (2, 3), ())  # several documents, a whole row, padding at the end, padding alone
+BOUNDS = [0, 4, 5, 7, 15, 17, 20]  # of the same documents laid end to end
+visibilities = pytest.mark.parametrize("visibility", Visibility)
+halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+class Recorder:
+    """Keeps the arguments of every call by the names of the signature that it stands for."""
+
+    def __init__(self, stands_for: Any) -> None:
+        self.signature = inspect.signature(stands_for)
+        self.answer = stands_for
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self.signature.bind(*args, **kwargs)  # TypeError where the kernel has no such argument
+        self.calls.append(dict(bound.arguments))
+        return self.answer(*args, **kwargs)
+
+
+# flash-attn
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+) -> Tensor:
+    """flash-attn 2.8's signature; its answer is of no matter here."""
+    return torch.full_like(q, 2.0 if causal else 3.0)
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder(flash_attn_varlen_func)
+    monkeypatch.setattr(attention_gpu, "_flash_attn_varlen", lambda: recorder)
+    return recorder
+
+
+def heads(seq: Seq, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Four query heads of 16 on two key heads."""
+    rows, tokens = seq.doc.shape
+    shapes = (rows, 4, tokens, 16), (rows, 2, tokens, 16), (rows, 2, tokens, 16)
+    q, k, v = (noise(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes))
+    return q, k, v
+
+
+def by(kernel: str, seq: Seq, dtype: torch.dtype, visibility: Visibility, **options: Any) -> Tensor:
+    with backend.force(attention=kernel):
+        return attend(*heads(seq, dtype), seq, seq, visibility=visibility, **options)
+
+
+@halves
+@visibilities
+def test_flash_gets_tokens_of_documents_end_to_end_in_half_precision(flash, visibility, dtype):
+    seq = stream(ROWS, 8, visibility)
+    y = by("flash", seq, dtype, visibility)
+    assert y.shape == (4, 4, 8, 16) and y.dtype == dtype
+    real = seq.doc != NO_DOC
+    call = flash.calls[0]
+    for name, given in zip("qkv", heads(seq, dtype), strict=True):
+        assert torch.equal(call[name], given.transpose(1, 2)[real])  # N H K
+        assert call[name].dtype == dtype and call[name].stride(-1) == 1
+    for name in ("cu_seqlens_q", "cu_seqlens_k"):
+        assert call[name].dtype == torch.int32 and call[name].tolist() == BOUNDS
+    assert call["max_seqlen_q"] == call["max_seqlen_k"] == 8
+    assert type(call["max_seqlen_q"]) is int  # the kernel takes no tensor
+
+
+def test_a_wide_query_is_cast_to_what_the_values_are(flash):
+    """Norms of queries and keys leave float32 under autocast."""
+    seq = stream(ROWS, 8)
+    q, k, v = heads(seq, torch.float32)
+    with backend.force(attention="flash"):
+        attend(q, k, v.bfloat16(), seq, seq, visibility=Visibility.CAUSAL)
+    assert {flash.calls[0][name].dtype for name in "qkv"} == {torch.bfloat16}
+
+
+def test_a_prefix_is_a_causal_call_and_one_among_the_prefix(flash):
+    seq = stream(ROWS, 8, Visibility.PREFIX)  # prefixes of 0, 1, 2, 3, 2 and 3 tokens, by their documents
+    y = by("flash", seq, torch.bfloat16, Visibility.PREFIX)
+    everything, among = flash.calls
+    assert (everything["causal"], among["causal"]) == (True, False)
+    documents = [(r, d) for r, lengths in enumerate(ROWS) for d in range(len(lengths))]
+    sizes = [int((seq.prefix[r] & (seq.doc[r] == d)).sum()) for r, d in documents]
+    sizes = [n for n in sizes if n]
+    assert among["cu_seqlens_q"].diff().tolist() == among["cu_seqlens_k"].diff().tolist() == sizes
+    assert among["max_seqlen_q"] == max(sizes) and len(among["q"]) == sum(sizes)
+    answer = y.transpose(1, 2)
+    real = seq.doc != NO_DOC
+    assert (answer[seq.prefix & real] == 3).all() and (answer[~seq.prefix & real] == 2).all()
+    assert (answer[~real] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("visibility", "expected"), [(Visibility.CAUSAL, (2, 0)), (Visibility.BIDIRECTIONAL, (2, 2))]
+)
+def test_a_window_counts_the_neighbours_on_either_side(flash, visibility, expected):
+    """Ours is of positions less than 3 away; flash-attn counts those beside the token itself."""
+    by("flash", stream(ROWS, 8, visibility), torch.bfloat16, visibility, window=3)
+    assert flash.calls[0]["window_size"] == expected
+
+
+def test_a_stream_of_padding_alone_calls_no_kernel(flash):
+    y = by("flash", stream(((), ()), 8), torch.bfloat16, Visibility.CAUSAL)
+    assert not flash.calls and not y.any()
+
+
+# FlexAttention
+
+
+@visibilities
+def test_flex_gets_a_block_mask_of_each_row_and_grouped_heads(monkeypatch, visibility):
+    import torch.nn.attention.flex_attention as torchs
+
+    def flex_attention(query, key, value, score_mod=None, block_mask=None, scale=None, enable_gqa=False):
+        return torch.zeros_like(query)
+
+    ours = set(inspect.signature(flex_attention).parameters)
+    assert ours <= set(inspect.signature(torchs.flex_attention).parameters)
+    recorder = Recorder(flex_attention)
+    monkeypatch.setattr(attention_gpu, "_flex", lambda compiled: recorder)
+    seq = stream(((100, 28), (128,), (60,)), 130, visibility)
+    by("flex", seq, torch.bfloat16, visibility)
+    (call,) = recorder.calls
+    assert call["enable_gqa"] and {call[x].dtype for x in ("query", "key", "value")} == {torch.bfloat16}
+    assert (call["query"].shape, call["key"].shape) == ((3, 4, 130, 16), (3, 2, 130, 16))
+    mask = call["block_mask"]
+    assert mask.seq_lengths == (130, 130) and mask.kv_num_blocks.shape == (3, 1, 2)  # one mask for all heads
+
+
+# mamba_ssm
+
+
+def mamba_chunk_scan_combined(
+    x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_states=None, seq_idx=None, cu_seqlens=None,
+    dt_softplus=False, dt_limit=(0.0, float("inf")), return_final_states=False, return_varlen_states=False,
+):  # fmt: skip
+    """mamba_ssm 2.2's signature and meaning: the recurrence, restarted where ``seq_idx`` changes."""
+    assert seq_idx.dtype == torch.int32 and seq_idx.is_contiguous()
+    assert seq_idx.shape == x.shape[:2] and (seq_idx >= 0).all()
+    assert chunk_size & (chunk_size - 1) == 0, "Triton takes powers of two"
+    assert x.shape[2] % B.shape[2] == 0 and B.shape == C.shape
+    return recurrence(x, dt, A, B, C, seq_idx.long())[0]
+
+
+@pytest.fixture
+def mamba(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder(mamba_chunk_scan_combined)
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", "mamba_ssm.ops.triton.ssd_combined"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module = sys.modules["mamba_ssm.ops.triton.ssd_combined"]
+    monkeypatch.setattr(module, "mamba_chunk_scan_combined", recorder, raising=False)
+    return recorder
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("chunk", "given"), [(3, 16), (16, 16), (24, 32), (256, 256)])
+def test_mamba_gets_document_numbers_in_the_order_of_its_time(mamba, reverse, chunk, given):
+    doc = stream(ROWS, 8).doc
+    shapes = {"x": (4, 8, 4, 6), "dt": (4, 8, 4), "a": (4,), "b": (4, 8, 2, 5), "c": (4, 8, 2, 5)}
+    x, dt, a, b, c = (noise(*s, seed=i, dtype=torch.float32) for i, s in enumerate(shapes.values()))
+    inputs = [t.requires_grad_() for t in (x, dt.abs(), -a.abs(), b, c)]
+    found = []
+    for kernel in ("mamba", "reference"):
+        with backend.force(scan=kernel):
+            y = scan(*inputs, doc, chunk=chunk, reverse=reverse)
+        weights = noise(*y.shape, seed=9, dtype=torch.float32)
+        found.append((y, *torch.autograd.grad((y * weights).sum(), inputs)))
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+    (call,) = mamba.calls
+    assert call["chunk_size"] == given
+    number = doc.flip(1) if reverse else doc
+    assert torch.equal(call["seq_idx"].long(), number - NO_DOC)  # padding is document 0
+    assert {call[name].dtype for name in ("x", "dt", "A", "B", "C")} == {torch.float32}
+
+
+def test_mamba_gets_float32_under_autocast(mamba):
+    doc = stream(ROWS, 8).doc
+    x, b = noise(4, 8, 4, 6, dtype=torch.bfloat16), noise(4, 8, 2, 5, dtype=torch.bfloat16)
+    with backend.force(scan="mamba"), torch.autocast("cpu", torch.bfloat16):
+        scan(x, noise(4, 8, 4, dtype=torch.float32).abs(), -torch.ones(4), b, b, doc, chunk=16)
+    assert {mamba.calls[0][name].dtype for name in ("x", "dt", "A", "B", "C")} == {torch.float32}
+
+
+# grouped products
+
+
+def test_grouped_products_get_half_precision_int32_bounds_and_weights_aligned_to_16_bytes(monkeypatch):
+    def grouped_mm(mat_a, mat_b, *, offs=None, bias=None, out_dtype=None):
+        """torch's signature, and what its CUDA kernel refuses: other types, strides not of whole 16 bytes."""
+        assert mat_a.dtype == mat_b.dtype == torch.bfloat16
+        assert offs.dtype == torch.int32 and offs.ndim == 1 and len(offs) == len(mat_b)
+        assert (mat_a.ndim, mat_b.ndim) == (2, 3) and mat_a.shape[1] == mat_b.shape[1]
+        for t in (mat_a, mat_b):
+            assert 1 in t.stride()[-2:]  # one of the two axes lies close
+            assert all(s * t.element_size() % 16 == 0 for s in t.stride() if s != 1)
+        return real(mat_a, mat_b, offs=offs)
+
+    real = torch.nn.functional.grouped_mm
+    recorder = Recorder(grouped_mm)
+    monkeypatch.setattr(moe.F, "grouped_mm", recorder)
+    expert = torch.tensor([2, 0, 2, 3, 0, 2])  # expert 1 gets none
+    slots = Slots(torch.arange(3).repeat_interleave(2), expert, noise(6, seed=5, dtype=torch.float32))
+    x, gate_up, down = (
+        noise(*s, seed=i, dtype=torch.float32).requires_grad_()
+        for i, s in enumerate(((3, 16), (4, 48, 16), (4, 16, 24)))
+    )
+    found = []
+    for kernel in ("grouped", "reference"):
+        with backend.force(experts=kernel), torch.autocast("cpu", torch.bfloat16):
+            y = experts(x, gate_up, down, slots)
+        assert y.dtype == torch.bfloat16
+        found.append(
+            (y, *torch.autograd.grad((y * noise(3, 16, seed=7, dtype=y.dtype)).sum(), (x, gate_up, down)))
+        )
+    for ours, reference in zip(*found, strict=True):
+        assert (
+            ours - reference
+        ).float().norm() < 0.02 * reference.float().norm()  # roundings at other places
+    assert [call["offs"].tolist() for call in recorder.calls] == [[2, 2, 5, 6]] * 2
+
+
+# what is chosen where
+
+
+@pytest.mark.parametrize(
+    ("dtype", "installed", "attention", "scan_by", "experts_by"),
+    [
+        (torch.bfloat16, True, "flash", "mamba", "grouped"),
+        (torch.bfloat16, False, "flex", "chunked", "grouped"),
+        (torch.float32, True, "flex", "mamba", "grouped"),
+        (torch.float64, True, "masked", "chunked", "sliced"),
+    ],
+)
+def test_a_gpu_runs_what_is_installed_and_takes_the_type(
+    monkeypatch, dtype, installed, attention, scan_by, experts_by
+):
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object() if installed else None)
+    backend._probe.cache_clear()
+    try:
+        with backend.standing_for("cuda"):
+            x = torch.zeros(1, dtype=dtype)
+            chosen = [backend.choose(op, x) for op in ("attention", "scan", "experts")]
+    finally:
+        backend._probe.cache_clear()
+    assert chosen == [attention, scan_by, experts_by]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_grouped_products_equal_the_reference_on_a_gpu():
+    slots = Slots(
+        torch.arange(64).repeat_interleave(2),
+        torch.rand(64, 4, generator=torch.Generator().manual_seed(0)).topk(2).indices.flatten(),
+        noise(128, seed=5, dtype=torch.float32),
+    )
+    slots = Slots(*(t.cuda() for t in slots))
+    inputs = [
+        noise(*s, seed=i, dtype=torch.bfloat16).cuda().requires_grad_()
+        for i, s in enumerate(((64, 32), (4, 96, 32), (4, 32, 48)))
+    ]
+    found = []
+    for kernel in ("grouped", "reference"):
+        with backend.force(experts=kernel):
+            y = experts(*inputs, slots)
+        found.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for ours, reference in zip(*found, strict=True):
+        assert (ours - reference).float().norm() < 0.02 * reference.float().norm()
