@@ -92,7 +92,7 @@ def test_data_parallel_ranks_hold_the_model_and_a_bucket_of_gradients_and_send_t
     assert 2 * n <= report.memory["optimiser"].gradients <= 2 * (n + padding)
     (sums,) = report.traffic
     assert (sums.collective, sums.axis) == ("all-reduce", "all")
-    assert sums.bytes - n < 100  # beside gradients, whether they are finite
+    assert sums.bytes - n < 32 * 64  # beside gradients some numbers of each rank: whether they are finite
     assert sums.sent_bytes == pytest.approx(2 * sums.bytes * 63 / 64, abs=1)
 
 
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(folder: Path) -> None:
         ({"estimate__device": "h100", "trainer__accelerator": "cpu"}, "set trainer.accelerator=auto"),
         ({"trainer__precision": "fp64", "trainer__accelerator": "auto"}, "no peak of H100 in it"),
         ({"trainer__devices": 3}, "batch_rows=4 cannot be shared"),
-        ({"estimate__vocab_size": 5}, "beside the 16 reserved ids"),
+        ({"estimate__vocabulary": 5}, "beside the 16 reserved ids"),
         ({"tokenizer": "huggingface", "tokenizer__file": "none.json"}, "none.json cannot be read"),
     ],
 )
@@ -182,5 +182,5 @@ def test_a_vocabulary_that_only_training_tells_must_be_given(
 
     run = tiny(folder)
     monkeypatch.setattr(Bytes, "build", build)
-    with pytest.raises(ConfigError, match=r"give estimate\.vocab_size"):
+    with pytest.raises(ConfigError, match=r"give estimate\.vocabulary"):
         dry_run(run)

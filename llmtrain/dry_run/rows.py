@@ -17,16 +17,16 @@ from llmtrain.types import BOS, Row, Vocab
 
 def vocabulary(run: Run) -> Vocab:
     """Of the size that the tokenizer will have. Raises ConfigError where only its training tells."""
-    size = run.estimate.vocab_size or _size(run.tokenizer)
+    size = run.estimate.vocabulary or _size(run.tokenizer)
     if size is None:
         raise ConfigError(
             f"{type(run.tokenizer).__name__} has as many tokens as its training finds, and a dry run trains none: "
-            "give estimate.vocab_size"
+            "give estimate.vocabulary"
         )
     reserved = run.tokenizer.n_reserved
     if size <= reserved:
         raise ConfigError(
-            f"estimate.vocab_size={size} leaves no token beside the {reserved} reserved ids: give a larger one"
+            f"estimate.vocabulary={size} leaves no token beside the {reserved} reserved ids: give a larger one"
         )
     words = np.arange(size) >= reserved
     return Vocab(size, reserved, np.where(words, 4, 0).astype(np.int32), words, np.zeros(size, bool))
