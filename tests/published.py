@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.scaling import Columns, Points, read_csv
+from llmtrain.scaling import Columns, Points, read
 
 FOLDER = Path(__file__).parents[2] / "shared" / "scaling"
 
@@ -16,9 +16,9 @@ needs_published = pytest.mark.skipif(
 def chinchilla() -> Points:
     """Runs of Hoffmann et al. 2022 as Besiroglu et al. 2024 read them off its figure."""
     columns = Columns(n="Model Size", c="Training FLOP", loss="loss")
-    return read_csv(FOLDER / "chinchilla_epoch.csv", columns)[0]
+    return read(FOLDER / "chinchilla_epoch.csv", columns)[0]
 
 
 def gadre(dataset: str) -> Points:
     columns = Columns(n="N", d="D", c="flops", loss="loss_c4_val", where=(f"dataset_name={dataset}",))
-    return read_csv(FOLDER / "gadre_models.csv", columns)[0]
+    return read(FOLDER / "gadre_models.csv", columns)[0]

@@ -1,6 +1,6 @@
 """One law from one set of points: starts, descent from each, and the checks without which it is no result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from llmtrain.errors import DataError, NumbersError
 from llmtrain.scaling.forms.base import Bound, Form, Inputs
 from llmtrain.scaling.huber import EFFICIENT, mad_sigma
 from llmtrain.scaling.newton import Data, Solved, solve
+from llmtrain.scaling.replicates import NO_REPLICATES, Replicates
 from llmtrain.scaling.start import fixed_theta, starts
 
 _AGREE = 1e-6  # relative, of objectives
@@ -61,7 +62,9 @@ class Problem:
     def starts(self, data: Data) -> Float[np.ndarray, "k p"]:
         return starts(self.model, data.loss[0], data.weight[0], self.fixed)
 
-    def solve(self, data: Data, start: Float[np.ndarray, "S p"], deltas: list[float]) -> Solved:
+    def solve(
+        self, data: Data, start: Float[np.ndarray, "S p"], deltas: Sequence[float | Float[np.ndarray, " S"]]
+    ) -> Solved:
         return solve(self.model, data, start, free=self.free, log=self.log, deltas=deltas)
 
 
@@ -81,7 +84,7 @@ def estimate(
     loss: Float[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
     delta: float | str,
-    replicate_sigma: float | None = None,
+    known: Replicates = NO_REPLICATES,
 ) -> Estimate:
     """Raises DataError where there are too few points, NumbersError where the optimum cannot be trusted."""
     if len(loss) <= problem.n_free:
@@ -91,17 +94,29 @@ def estimate(
         )
     data = Data(loss[None], weight[None])
     found = problem.solve(data, problem.starts(data), [np.inf])
-    first = _best(problem, found, np.inf, data)
-    sigma = mad_sigma(problem.residuals(first, loss), problem.n_free)
-    scale = 1.0 if problem.log else float(np.mean(loss))
-    if delta == "auto":
-        sigma = replicate_sigma or sigma
-        delta = EFFICIENT * sigma if sigma > _ROUNDING * scale else np.inf
-    deltas = way_to(float(delta), sigma)
+    first = _best(problem, found, data)
+    residuals = problem.residuals(first, loss)
+    delta = huber_delta(problem, residuals, loss, delta, known)
+    deltas = way_to(delta, mad_sigma(residuals, problem.n_free))
     if deltas != [np.inf]:
         found = problem.solve(data, found.theta, deltas)
-    theta = _best(problem, found, float(delta), data)
-    return Estimate(theta, float(found.objective.min()), float(delta), deltas, problem.residuals(theta, loss))
+    theta = _best(problem, found, data)
+    return Estimate(theta, float(found.objective.min()), delta, deltas, problem.residuals(theta, loss))
+
+
+def huber_delta(
+    problem: Problem,
+    residuals: Float[np.ndarray, " n"],
+    loss: Float[np.ndarray, " n"],
+    asked: float | str,
+    known: Replicates,
+) -> float:
+    """What "auto" stands for: 1.345 sd of the replicates, or of the residuals of least squares by their median."""
+    if asked != "auto":
+        return float(asked)
+    sigma = known.sigma if known.enough and known.sigma else mad_sigma(residuals, problem.n_free)
+    scale = 1.0 if problem.log else float(np.mean(loss))
+    return EFFICIENT * sigma if sigma > _ROUNDING * scale else np.inf
 
 
 def way_to(delta: float, sigma: float) -> list[float]:
@@ -114,7 +129,7 @@ def way_to(delta: float, sigma: float) -> list[float]:
     return [*steps, delta]
 
 
-def _best(problem: Problem, found: Solved, delta: float, data: Data) -> np.ndarray:
+def _best(problem: Problem, found: Solved, data: Data) -> np.ndarray:
     """The best of the starts, once it is known for an optimum."""
     name = problem.form.name
     if not found.converged.any():

@@ -3,61 +3,85 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool
 
 from llmtrain.errors import DataError
+from llmtrain.scaling.best import Best, best_at, best_on_lines, slopes
+from llmtrain.scaling.bins import lowest_in_bins
 from llmtrain.scaling.estimate import Estimate, Problem, estimate
+from llmtrain.scaling.flops import SIX_ND
 from llmtrain.scaling.forms import FORMS
-from llmtrain.scaling.frontier import has_optimum, optimum
+from llmtrain.scaling.frontier import has_optimum
 from llmtrain.scaling.intervals import Interval, intervals
 from llmtrain.scaling.law import Law, law_of
-from llmtrain.scaling.method import Method
+from llmtrain.scaling.method import TWO_STAGE, Method
+from llmtrain.scaling.optima import Optima, envelope_optima, isoflop_optima
 from llmtrain.scaling.points import Points, without_highest_loss
-from llmtrain.scaling.replicates import Replicates, replicates
+from llmtrain.scaling.regression import Line, line
+from llmtrain.scaling.replicates import Replicates, replicates, sigma_within
 from llmtrain.scaling.resample import Draws, draw, how_to_resample
 
-
-@dataclass(frozen=True)
-class Best:
-    """The compute-optimal run at given FLOPs; N and D are missing where the form does not set one against the other."""
-
-    flops: float
-    loss: Interval
-    n: Interval | None = None
-    d: Interval | None = None
-    a: float | None = None  # d ln N* / d ln C there
-    b: float | None = None
+_ANY_FLOPS = 1e18
+_BUDGETS_FOR_OFFSET = 5  # optima that a power law with offset needs, or E is 0
 
 
 @dataclass(frozen=True)
 class Fit:
     method: Method
     points: Points  # those fitted; ``points.excluded`` are the others
-    law: Law
+    law: Law  # of the loss; for isoflop and envelope, of the optima's loss by compute
     found: Estimate
     draws: Draws
+    known: Replicates
     parameters: dict[str, Interval]
     best: tuple[Best, ...]
+    optima: Optima | None = None  # of budgets, for isoflop and envelope
+    lines: tuple[Line, Line] | None = None  # N*(C) and D*(C) through them
+
+    def best_at(self, flops: float) -> Best:
+        if self.lines:
+            return best_on_lines(self.lines, self.law, flops, self.method.level)
+        return best_at(self.law, self.draws, flops, self.method.level)
 
 
 def fit(points: Points, method: Method) -> Fit:
     """Raises DataError for points that cannot be fitted so, NumbersError for an optimum that cannot be trusted."""
     points = without_highest_loss(points, method.drop_highest_loss)
+    if method.form in TWO_STAGE:
+        return _two_stage(points, method)
     problem, found, points = point_fit(points, method)
     known = replicates(points, log=problem.log)
     law = law_of(problem, found, points.weight, points.unit, known, points.convention)
-    draws = resampled(problem, found, points, method, known)
-    named = intervals(law, draws, lambda theta: problem.form.law(theta, law.centre), method.level)
-    fixed = set(method.fix)
-    named = {k: Interval(v.value, None, None, None) if k in fixed else v for k, v in named.items()}
-    best = tuple(best_at(law, draws, flops, method.level) for flops in budgets_of_interest(points, method))
-    return Fit(method, points, law, found, draws, named, best)
+    how = how_to_resample(points.n_units, problem.n_free, known.largest)
+    draws = draw(
+        problem,
+        found,
+        points.loss,
+        points.weight,
+        points.unit,
+        how=how,
+        count=method.bootstrap,
+        seed=method.seed,
+        replicate_sigma=known.sigma,
+    )
+    named = _named(law, draws, method)
+    best = tuple(best_at(law, draws, flops, method.level) for flops in flops_of_interest(points, method))
+    return Fit(method, points, law, found, draws, known, named, best)
+
+
+def _named(law: Law, draws: Draws, method: Method) -> dict[str, Interval]:
+    found = intervals(law, draws, lambda theta: law.form.law(theta, law.centre), method.level)
+    if law.form.name == "chinchilla" and law.convention == SIX_ND:  # then one exponent holds at every C
+        found |= intervals(law, draws, lambda theta: slopes(law, theta, _ANY_FLOPS), method.level)
+    return {k: Interval(v.value, None, None, None) if k in method.fix else v for k, v in found.items()}
 
 
 def point_fit(points: Points, method: Method) -> tuple[Problem, Estimate, Points]:
     """The optimum alone, and the points left after the worst residuals were dropped."""
     form = FORMS[method.form]
     points.require(form.needs, f"form {form.name}")
+    if method.frontier_bins:
+        points = _frontier(points, method.frontier_bins, middle=form.needs == ("c",))
     problem, found = _estimated(points, method)
     if method.drop_worst_residual:
         if method.drop_worst_residual >= len(points):
@@ -74,61 +98,67 @@ def point_fit(points: Points, method: Method) -> tuple[Problem, Estimate, Points
     return problem, found, points
 
 
+def _frontier(points: Points, bins: int, *, middle: bool) -> Points:
+    """The lowest run of each bin; with ``middle`` it stands at the bin's middle."""
+    points.require(("c",), "--frontier-bins")
+    chosen, centres = lowest_in_bins(points, bins)
+    kept = np.zeros(len(points), bool)
+    kept[chosen] = True
+    frontier = points.keep(kept, f"not the lowest of its bin, of {bins}")
+    if not middle:
+        return frontier
+    order = np.argsort(np.argsort(chosen))  # ``keep`` leaves the points in their own order
+    c = np.empty(len(chosen))
+    c[order] = centres
+    return replace(frontier, x=frontier.x | {"c": c})
+
+
 def _estimated(points: Points, method: Method) -> tuple[Problem, Estimate]:
     log = method.residual == "log"
     problem = Problem.of(FORMS[method.form], points.x, method.fix, log=log)
     known = replicates(points, log=log)
-    sigma = known.sigma if known.enough else None
-    return problem, estimate(problem, points.loss, points.weight, method.delta, sigma)
+    return problem, estimate(problem, points.loss, points.weight, method.delta, known)
 
 
-def resampled(problem: Problem, found: Estimate, points: Points, method: Method, known: Replicates) -> Draws:
-    how = how_to_resample(points.n_units, problem.n_free, known.largest)
-    return draw(
-        problem,
-        found,
-        points.loss,
-        points.weight,
-        points.unit,
-        how=how,
-        count=method.bootstrap,
-        seed=method.seed,
-        replicate_sigma=known.sigma,
-    )
-
-
-def budgets_of_interest(points: Points, method: Method) -> tuple[float, ...]:
-    """The FLOPs that were asked for, the most that a run had, and ten times that."""
-    if "c" not in points.x or not (has_optimum(FORMS[method.form]) or FORMS[method.form].needs == ("c",)):
+def flops_of_interest(points: Points, method: Method) -> tuple[float, ...]:
+    """The FLOPs that were asked for, the most that a run had, and ten times that; none where the form has no C."""
+    form = FORMS.get(method.form)
+    if "c" not in points.x or (form and not has_optimum(form) and form.needs != ("c",)):
         return ()
     most = float(points.x["c"].max())
     return tuple(sorted({*method.at, most, 10 * most}))
 
 
-def best_at(law: Law, draws: Draws, flops: float, level: float) -> Best:
-    form = law.form
-    if not has_optimum(form):  # of compute alone
+def _two_stage(points: Points, method: Method) -> Fit:
+    """The optima first, then power laws through them."""
+    points.require(("n", "d", "c"), f"form {method.form}")
+    known = sigma_within(np.log(points.loss), points.cells(), points.unit)
+    isoflop = method.form == "isoflop"
+    optima = isoflop_optima(points, method, known) if isoflop else envelope_optima(points, method)
+    c = optima.column("flops")
+    lines = (line(c, optima.column("n"), optima.drawn_n), line(c, optima.column("d"), optima.drawn_d))
+    fix = method.fix if "E" in method.fix or len(c) >= _BUDGETS_FOR_OFFSET else method.fix | {"E": 0.0}
+    by_compute = replace(
+        method, form="power", fix=fix, frontier_bins=None, bootstrap=0, drop_worst_residual=0
+    )
+    problem = Problem.of(FORMS["power"], {"c": c}, fix, log=method.residual == "log")
+    loss, ones = optima.column("loss"), np.ones(len(c))
+    found = estimate(problem, loss, ones, method.delta)
+    law = law_of(problem, found, ones, np.arange(len(c)), known, points.convention)
+    none = Draws("none", np.empty((0, len(found.theta))))
+    level = method.level
+    named = {
+        "a": lines[0].exponent(level),
+        "b": lines[1].exponent(level),
+        "N_1": Interval(lines[0].coefficient, None, None, None),  # N* = N_1 C^a
+        "D_1": Interval(lines[1].coefficient, None, None, None),
+    }
+    named |= _named(law, none, by_compute)
+    best = tuple(best_on_lines(lines, law, flops, level) for flops in flops_of_interest(points, method))
+    points = replace(points, excluded=points.excluded + optima.excluded)
+    return Fit(method, points, law, found, none, known, named, best, optima, lines)
 
-        def loss_alone(theta: Float[np.ndarray, "S p"]) -> dict[str, np.ndarray]:
-            phis = form.log_terms(theta, {"c": np.array([flops])}, law.centre)
-            return {"loss": np.asarray(sum(np.exp(phi) for phi in phis))[:, 0]}
 
-        return Best(flops, intervals(law, draws, loss_alone, level, ratio=True)["loss"])
-
-    def ends(theta: Float[np.ndarray, "S p"]) -> dict[str, np.ndarray]:
-        found = optimum(form, theta, law.centre, law.convention, flops)
-        return {"n": found.n, "d": found.d, "loss": found.loss}
-
-    near = [optimum(form, law.theta[None], law.centre, law.convention, flops * f).n[0] for f in (0.5, 2.0)]
-    a = float(np.log(near[1] / near[0]) / np.log(4))
-    found = intervals(law, draws, ends, level, ratio=True)
-    return Best(flops, found["loss"], found["n"], found["d"], a, 1 - a)
-
-
-def refit(points: Points, method: Method, keep: np.ndarray, reason: str) -> Fit:
+def refit(points: Points, method: Method, kept: Bool[np.ndarray, " n"], reason: str) -> Fit:
     """The same method on some of the points, without resamples."""
-    return fit(points.keep(keep, reason), replace_bootstrap(method))
-
-
-def replace_bootstrap(method: Method) -> Method:
-    return replace(method, bootstrap=0)
+    return fit(points.keep(kept, reason), replace(method, bootstrap=0))

@@ -1,6 +1,7 @@
 """The FLOPs convention of a fit: what a token costs a model of N parameters, which ties C to N and D."""
 
 from dataclasses import dataclass
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float, Inexact
@@ -16,6 +17,7 @@ class Convention:
     coefficients: tuple[float, ...]  # of ln k, the constant first, in ln N
     scatter: float = 0.0  # largest relative difference between C/D and the polynomial
 
+    @no_type_check  # by the tests, that is: a bisection's
     def per_token(self, n: Inexact[np.ndarray, "*S"]) -> Inexact[np.ndarray, "*S"]:
         """FLOPs; a complex N carries its derivative."""
         return np.exp(np.polynomial.polynomial.polyval(np.log(n), self.coefficients))

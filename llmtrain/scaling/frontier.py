@@ -1,6 +1,7 @@
 """The compute-optimal run under a law: the N, and with it D, of the lowest loss at given FLOPs, found numerically."""
 
 import dataclasses
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Complex, Float
@@ -9,7 +10,7 @@ from llmtrain.scaling.flops import Convention
 from llmtrain.scaling.forms.base import Centre, Form
 
 _STEP = 1e-30  # of the complex step: derivatives exact to rounding
-_HALVINGS = 70
+_HALVINGS = 50
 _WIDEST = 60.0  # in ln N
 
 
@@ -32,7 +33,7 @@ def optimum(
     theta: Float[np.ndarray, "S p"],
     centre: Centre,
     convention: Convention,
-    flops: float,
+    flops: float | Float[np.ndarray, " S"],
     *,
     unique: float = np.inf,
 ) -> Optimum:
@@ -41,19 +42,23 @@ def optimum(
     ``unique`` tokens bound what counts in full, for a form that cares.
     """
 
+    c = np.broadcast_to(np.asarray(flops, dtype=float), len(theta))[:, None]
+
+    @no_type_check
     def loss(log_n: np.ndarray) -> Complex[np.ndarray, " S"]:
         n = np.exp(log_n)[:, None]
-        d = flops / convention.per_token(n)
-        x = {"n": n, "d": d, "c": np.full_like(n, flops), "unique": np.minimum(d, unique)}
+        d = c / convention.per_token(n)
+        x = {"n": n, "d": d, "c": c + 0 * n, "unique": np.minimum(d, unique)}
         with np.errstate(over="ignore"):
             return np.asarray(sum(np.exp(phi) for phi in form.log_terms(theta, x, centre)))[:, 0].astype(
                 complex
             )
 
+    @no_type_check
     def slope(log_n: np.ndarray) -> Float[np.ndarray, " S"]:
         return loss(log_n + 1j * _STEP).imag
 
-    middle = np.full(len(theta), 0.5 * np.log(flops / 6))
+    middle = 0.5 * np.log(c[:, 0] / 6)
     low, high = middle - _WIDEST, middle + _WIDEST
     inside = (slope(low) < 0) & (slope(high) > 0)
     for _ in range(_HALVINGS):
@@ -62,4 +67,4 @@ def optimum(
         low, high = np.where(rising, low, centre_n), np.where(rising, centre_n, high)
     log_n = np.where(inside, 0.5 * (low + high), np.nan)
     n = np.exp(log_n)
-    return Optimum(n, flops / convention.per_token(n), loss(log_n).real)
+    return Optimum(n, c[:, 0] / convention.per_token(n), loss(log_n).real)

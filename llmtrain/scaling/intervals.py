@@ -37,17 +37,17 @@ def intervals(
             found[name] = Interval(values[name], float(np.nanstd(drawn, ddof=1)), float(lo), float(hi))
         return found
     t = float(stdtrit(law.dof, 0.5 + level / 2))
-    return {name: _delta(law, of, name, value, t, ratio=ratio) for name, value in values.items()}
-
-
-def _delta(law: Law, of: Function, name: str, value: float, t: float, *, ratio: bool) -> Interval:
     steps = _STEP * np.eye(len(law.theta))
-    up, down = of(law.theta + steps)[name], of(law.theta - steps)[name]
+    up, down = of(law.theta + steps), of(law.theta - steps)
+    return {name: _delta(law, value, up[name], down[name], t, ratio=ratio) for name, value in values.items()}
+
+
+def _delta(law: Law, value: float, up: np.ndarray, down: np.ndarray, t: float, *, ratio: bool) -> Interval:
     if ratio:
         up, down = np.log(up), np.log(down)
     gradient = (up - down) / (2 * _STEP)
     moves = np.diag(law.covariance) > 0
-    se = float(np.sqrt(gradient[moves] @ law.covariance[np.ix_(moves, moves)] @ gradient[moves]))
+    se = float(np.sqrt(law.variance(np.where(moves, gradient, 0.0)[None])[0]))
     if not np.isfinite(se):
         return Interval(value, None, None, None)
     if ratio:

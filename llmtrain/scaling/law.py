@@ -1,7 +1,8 @@
 """A fitted law: what it predicts, and its two bands, of the law and of a run.
 
-The delta method: the variance of the law at x is g' V g with g the gradient by theta and V = s^2 (J' W J)^-1 (by
-clusters where several points come from one unit); that of a run there adds sigma^2 = max(residual, replicate)^2.
+The delta method: the variance of the law at x is g' V g with g the gradient by theta and V the larger, there, of
+s^2 (J' W J)^-1 and the sandwich that allows each point a variance of its own (HC2, MacKinnon and White 1985; by
+clusters where several points come from one unit). That of a run there adds sigma^2 = max(residual, replicate)^2.
 Quantiles are Student's with n - p degrees of freedom (units - 1 where they are fewer).
 """
 
@@ -17,6 +18,8 @@ from llmtrain.scaling.forms.base import Form, Inputs
 from llmtrain.scaling.huber import inside, psi
 from llmtrain.scaling.replicates import Replicates
 
+_ENOUGH = 4  # points inside delta a parameter, for a Hessian of their own
+_LEAST = 0.05  # of 1 - leverage: a point that the law goes through says nothing of its own scatter
 _NO_SLOPE = 1e-6  # of a column of the Jacobian against the residual: a parameter the points say nothing of
 
 
@@ -51,7 +54,10 @@ class Law:
     form: Form
     theta: Float[np.ndarray, " p"]
     centre: dict[str, float]
-    covariance: Float[np.ndarray, "p p"]
+    covariance: Float[np.ndarray, "p p"]  # residuals alike at all points
+    robust: Float[
+        np.ndarray, "p p"
+    ]  # each point's residual its own variance, or each unit's points correlated
     fixed: dict[str, float]  # entries of theta
     log: bool
     sigma: Sigma
@@ -74,11 +80,15 @@ class Law:
         problem = self.problem(x)
         loss = problem.values(self.theta[None])[0]
         g = problem.jacobian(self.theta)
-        law = np.sqrt(np.einsum("np,pq,nq->n", g, self.covariance, g))
+        law = np.sqrt(self.variance(g))
         t = float(stdtrit(self.dof, 0.5 + level / 2))
         return Bands(
             loss, *self._around(loss, t * law), *self._around(loss, t * np.hypot(law, self.sigma.run))
         )
+
+    def variance(self, g: Float[np.ndarray, "n p"]) -> Float[np.ndarray, " n"]:
+        """Of what has gradient g by theta: the larger of the two, since few points tell neither apart."""
+        return np.maximum(*(np.einsum("np,pq,nq->n", g, v, g) for v in (self.covariance, self.robust)))
 
     def _around(self, loss: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.log:
@@ -102,28 +112,33 @@ def law_of(
     bread = _inverse(jacobian.T @ (jacobian * weight[:, None]))
     slope = max(float(np.average(inside(found.residuals, found.delta), weights=weight)), problem.n_free / n)
     force = psi(found.residuals, found.delta) / slope
-    dof = spare
-    if n_units < n:  # scores of a unit's points add up before they are squared
-        scores = np.zeros((n_units, jacobian.shape[1]))
-        np.add.at(scores, np.unique(unit, return_inverse=True)[1], jacobian * (weight * force)[:, None])
-        correction = n_units / (n_units - 1) * (n - 1) / spare
-        covariance = bread @ (scores.T @ scores) @ bread * correction
-        dof = max(1, min(spare, n_units - 1))
+    variance = float((weight * force**2).sum() / spare)
+    if known.enough and known.sigma is not None:
+        variance = max(variance, known.sigma**2)
+    curving = weight * inside(found.residuals, found.delta)
+    if (
+        curving > 0
+    ).sum() >= _ENOUGH * problem.n_free:  # where noise differs, so does how often it is inside delta
+        outer = _inverse(jacobian.T @ (jacobian * curving[:, None])) * slope
     else:
-        variance = float((weight * force**2).sum() / spare)
-        if known.enough and known.sigma is not None:
-            variance = max(variance, known.sigma**2)
-        covariance = variance * bread
+        outer = bread
+    leverage = np.einsum("np,pq,nq->n", jacobian, bread, jacobian) * weight
+    scores = jacobian * (weight * force / np.sqrt(np.maximum(1 - leverage, _LEAST)))[:, None]
+    if n_units < n:  # a unit's scores add up before they are squared
+        together = np.zeros((n_units, jacobian.shape[1]))
+        np.add.at(together, np.unique(unit, return_inverse=True)[1], scores)
+        scores = together * np.sqrt(n_units / (n_units - 1))
     return Law(
-        problem.form,
-        found.theta,
-        dict(problem.model.centre),
-        covariance,
-        problem.fixed,
-        problem.log,
-        sigma,
-        dof,
-        convention,
+        form=problem.form,
+        theta=found.theta,
+        centre=dict(problem.model.centre),
+        covariance=variance * bread,
+        robust=outer @ (scores.T @ scores) @ outer,
+        fixed=problem.fixed,
+        log=problem.log,
+        sigma=sigma,
+        dof=max(1, min(spare, n_units - 1)),
+        convention=convention,
     )
 
 

@@ -44,17 +44,9 @@ class Method:
             raise ConfigError(f"frontier_bins={self.frontier_bins} must be 3 or more")
         if any(not (math.isfinite(flops) and flops > 0) for flops in self.at):
             raise ConfigError(f"at={list(self.at)}: FLOPs must be above 0")
-        if self.form in FORMS:
-            form = FORMS[self.form]
-            for name, value in self.fix.items():
-                form.at(name)
-                if (
-                    name in form.coefficients
-                    and value != 0
-                    and any(term.powers for term in form.terms if term.coefficient == name)
-                ):
-                    raise ConfigError(
-                        f"fix {name}={value}: coefficients are fitted; fix E, exponents or shapes"
-                    )
-        elif self.fix:
-            raise ConfigError(f"fix={self.fix}: form {self.form} has no parameters to fix")
+        form = FORMS.get(self.form, FORMS["power"])  # isoflop and envelope fit it to the losses of optima
+        scaled = {term.coefficient for term in form.terms if term.powers}
+        for name, value in self.fix.items():
+            form.at(name)
+            if name in scaled and value != 0:
+                raise ConfigError(f"fix {name}={value}: coefficients are fitted; fix E, exponents or shapes")

@@ -6,7 +6,7 @@ exact Hessian, which makes the last digits cheap: where delta is small, IRLS nee
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -64,30 +64,26 @@ def solve(
     *,
     free: Bool[np.ndarray, " p"],
     log: bool,
-    deltas: list[float],
+    deltas: Sequence[float | Float[np.ndarray, " S"]],
 ) -> Solved:
     """Minimise from each start; ``deltas`` are gone through in turn, each begun where the one before ended.
 
+    A delta is one for all problems, or one for each.
+
     Raises nothing: what did not converge says so.
     """
-    found = [_chunk(model, d, s, free, log, deltas) for d, s in _chunks(data, start)]
-    return Solved(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-
-
-def _chunks(data: Data, start: np.ndarray) -> Iterator[tuple[Data, np.ndarray]]:
     loss, weight = (np.broadcast_to(a, (len(start), a.shape[-1])) for a in data)
+    columns = [np.broadcast_to(np.asarray(delta, dtype=float), len(start))[:, None] for delta in deltas]
+    found = []
     for i in range(0, len(start), _CHUNK):
         rows = slice(i, i + _CHUNK)
-        yield Data(loss[rows], weight[rows]), start[rows]
-
-
-def _chunk(
-    model: Model, data: Data, start: np.ndarray, free: np.ndarray, log: bool, deltas: list[float]
-) -> Solved:
-    solved = Solved(start, np.full(len(start), np.inf), np.zeros(len(start), bool))
-    for delta in deltas:
-        solved = _descend(_Problem(model, data, free, log, delta), solved.theta)
-    return solved
+        problem = _Problem(model, Data(loss[rows], weight[rows]), free, log, columns[0][rows])
+        theta = start[rows]
+        for delta in columns:
+            solved = _descend(problem._replace(delta=delta[rows]), theta)
+            theta = solved.theta
+        found.append(solved)
+    return Solved(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 @no_type_check  # by the tests, that is: these are called thousands of times, with what ``solve`` has checked
@@ -96,10 +92,11 @@ class _Problem(NamedTuple):
     data: Data
     free: np.ndarray
     log: bool
-    delta: float
+    delta: np.ndarray  # [S 1]
 
     def keep(self, rows: np.ndarray) -> "_Problem":
-        return self._replace(data=Data(self.data.loss[rows], self.data.weight[rows]))
+        data = Data(self.data.loss[rows], self.data.weight[rows])
+        return self._replace(data=data, delta=self.delta[rows])
 
     def at(self, theta: np.ndarray) -> _Point:
         with np.errstate(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from llmtrain.scaling.points import Points
 
@@ -19,15 +20,25 @@ class Replicates:
         return self.sigma is not None and self.dof >= 2
 
 
+NO_REPLICATES = Replicates(None, 0, 1)
+
+
 def replicates(points: Points, *, log: bool) -> Replicates:
+    return sigma_within(np.log(points.loss) if log else points.loss, points.cells(), points.unit)
+
+
+def sigma_within(
+    y: Float[np.ndarray, " n"], cells: Int[np.ndarray, " n"], unit: Int[np.ndarray, " n"]
+) -> Replicates:
     """One value a unit and cell: checkpoints of one run are no replicates of each other."""
-    y = np.log(points.loss) if log else points.loss
-    cells = points.cells()
-    squares, dof, largest = 0.0, 0, 1
-    for cell in np.unique(cells):
-        here = cells == cell
-        values = [y[here & (points.unit == unit)].mean() for unit in np.unique(points.unit[here])]
-        largest = max(largest, len(values))
-        squares += float(np.var(values) * len(values))
-        dof += len(values) - 1
-    return Replicates(float(np.sqrt(squares / dof)) if dof else None, dof, largest)
+    _, code = np.unique(np.stack([cells, unit], 1), axis=0, return_inverse=True)
+    code = code.reshape(-1)
+    count = np.bincount(code)
+    means = np.bincount(code, y) / count
+    cell = np.empty(len(count), dtype=int)
+    cell[code] = np.unique(cells, return_inverse=True)[1].reshape(-1)
+    runs = np.bincount(cell)
+    centres = np.bincount(cell, means) / runs
+    dof = int((runs - 1).sum())
+    squares = float(((means - centres[cell]) ** 2).sum())
+    return Replicates(float(np.sqrt(squares / dof)) if dof else None, dof, int(runs.max()))

@@ -70,6 +70,7 @@ class Form:
             raise ConfigError(f"form {self.name} has no parameter {name!r}: {said}")
         return self.parameters.index(name)
 
+    @no_type_check
     def features(self, x: Inputs, theta: Float[np.ndarray, "S p"]) -> dict[str, Feature]:
         """Logarithms of the inputs; a form with others of its own overrides this."""
         return {key: Feature(np.log(x[key])) for key in self.needs}
@@ -82,6 +83,7 @@ class Form:
             middle[0, self.at(shape)] = np.log(values[len(values) // 2])
         return {key: float(f.value.mean()) for key, f in self.features(x, middle).items()}
 
+    @no_type_check  # by the tests, that is: a bisection's
     def log_terms(
         self, theta: Float[np.ndarray, "S p"], x: Inputs, centre: Centre
     ) -> list[Inexact[np.ndarray, "S n"]]:

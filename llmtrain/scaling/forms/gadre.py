@@ -3,6 +3,8 @@
 One exponent for compute at any M: what trains past the compute-optimal M moves the coefficient alone.
 """
 
+from typing import no_type_check
+
 import numpy as np
 from jaxtyping import Float
 
@@ -21,5 +23,6 @@ class Gadre(Form):
     )
     grid = {"eta": EXPONENTS}  # noqa: RUF012
 
+    @no_type_check
     def features(self, x: Inputs, theta: Float[np.ndarray, "S p"]) -> dict[str, Feature]:
         return {"m": Feature(np.log(x["d"] / x["n"])), "c": Feature(np.log(x["c"]))}

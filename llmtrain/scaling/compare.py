@@ -1,0 +1,135 @@
+"""Two series side by side: how much compute one needs for the other's loss, and whether their exponents differ."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import stdtr, stdtrit
+
+from llmtrain.errors import DataError
+from llmtrain.scaling.fit import Fit
+from llmtrain.scaling.frontier import has_optimum, optimum
+from llmtrain.scaling.intervals import intervals
+from llmtrain.scaling.law import Law
+
+_SHARED = {
+    "corpus": "corpora",
+    "tokenizer": "tokenizers",
+    "python": "versions of Python",
+    "n_convention": "counts of N",
+}
+_SAME_SCORE = ("score", "score_unit", "eval_hash")
+_LOSSES = 3  # at which multipliers are stated
+_HALVINGS = 50
+_REACH = 10  # times the compute that was fitted: beyond it a multiplier is extrapolation
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """The second series' compute over the first's, where both reach ``loss``."""
+
+    loss: float
+    value: float
+    lo: float
+    hi: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of an exponent, the second's less the first's, with the p of no difference."""
+
+    name: str
+    value: float
+    lo: float
+    hi: float
+    p: float
+
+
+def compare(first: Fit, second: Fit) -> dict[str, Any]:
+    """Raises DataError for series of other corpora, tokenizers, versions of Python or counts of parameters."""
+    ours, theirs = first.points.about, second.points.about
+    for name, said in _SHARED.items():
+        if getattr(ours, name) != getattr(theirs, name):
+            raise DataError(
+                f"series {ours.series} and {theirs.series} have different {said} "
+                f"({getattr(ours, name)}; {getattr(theirs, name)}): they cannot be compared"
+            )
+    same = all(getattr(ours, name) == getattr(theirs, name) for name in _SAME_SCORE)
+    return {
+        "series": [ours.series, theirs.series],
+        "multipliers": [vars(m) for m in multipliers(first, second)] if same else [],
+        "reason": None if same else f"scores {ours.score} and {theirs.score} are not one axis",
+        "exponents": [vars(d) for d in differences(first, second)],
+    }
+
+
+def multipliers(first: Fit, second: Fit) -> list[Multiplier]:
+    """At losses that both series came near to: from the lowest that one reached to the highest where both began."""
+    found = []
+    level, dof = first.method.level, min(first.law.dof, second.law.dof)
+    t = float(stdtrit(dof, 0.5 + level / 2))
+    for loss in _common_losses(first, second):
+        both = [
+            intervals(f.law, f.draws, partial(_log_compute, f.law, loss), level)["c"] for f in (first, second)
+        ]
+        if any(b.se is None or not np.isfinite(b.value) for b in both):
+            continue
+        value = both[1].value - both[0].value
+        width = t * float(np.hypot(both[0].se, both[1].se))  # type: ignore[arg-type]
+        found.append(Multiplier(loss, *(float(np.exp(v)) for v in (value, value - width, value + width))))
+    return found
+
+
+def _common_losses(first: Fit, second: Fit) -> list[float]:
+    ranges = []
+    for f in (first, second):
+        c = f.points.x["c"]
+        ends = lowest_loss(f.law, np.repeat(f.law.theta[None], 2, 0), np.array([c.min(), _REACH * c.max()]))
+        ranges.append((float(ends[1]), float(ends[0])))
+    low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
+    return [] if low >= high else np.linspace(high, low, _LOSSES + 2)[1:-1].tolist()
+
+
+def differences(first: Fit, second: Fit) -> list[Difference]:
+    names = [n for n in first.parameters if n in second.parameters and n in _exponents(first)]
+    level, dof = first.method.level, min(first.law.dof, second.law.dof)
+    found = []
+    for name in names:
+        a, b = first.parameters[name], second.parameters[name]
+        if a.se is None or b.se is None:
+            continue
+        value, se = b.value - a.value, float(np.hypot(a.se, b.se))
+        width = float(stdtrit(dof, 0.5 + level / 2)) * se
+        p = 2 * float(stdtr(dof, -abs(value) / se)) if se else float(value == 0)
+        found.append(Difference(name, value, value - width, value + width, p))
+    return found
+
+
+def _exponents(found: Fit) -> tuple[str, ...]:
+    return (
+        *found.law.form.exponents,
+        *(("a", "b") if "N_1" in found.parameters or "B" in found.parameters else ()),
+    )
+
+
+def lowest_loss(
+    law: Law, theta: Float[np.ndarray, "S p"], flops: Float[np.ndarray, " S"]
+) -> Float[np.ndarray, " S"]:
+    """L*(C), each theta at its own C."""
+    if has_optimum(law.form):
+        return optimum(law.form, theta, law.centre, law.convention, flops).loss
+    phis = law.form.log_terms(theta, {"c": flops[:, None]}, law.centre)
+    return np.asarray(sum(np.exp(phi) for phi in phis))[:, 0]
+
+
+def _log_compute(law: Law, loss: float, theta: Float[np.ndarray, "S p"]) -> dict[str, np.ndarray]:
+    """ln C at which L*(C) is ``loss``, by bisection; nan where it never is."""
+    low, high = np.full(len(theta), np.log(1e3)), np.full(len(theta), np.log(1e30))
+    reached = lowest_loss(law, theta, np.exp(high)) < loss
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        above = lowest_loss(law, theta, np.exp(middle)) > loss
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return {"c": np.where(reached, 0.5 * (low + high), np.nan)}

@@ -1,0 +1,108 @@
+"""What a sweep would say, before it is run: its fit repeated on losses drawn from a known law."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from llmtrain.scaling.estimate import Estimate, Problem, huber_delta
+from llmtrain.scaling.forms import FORMS
+from llmtrain.scaling.forms.base import Inputs
+from llmtrain.scaling.law import Law, law_of
+from llmtrain.scaling.method import Method
+from llmtrain.scaling.newton import Data
+from llmtrain.scaling.points import Points
+from llmtrain.scaling.replicates import sigma_within
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Of each simulated sweep, at each target: [S t]; sweeps whose fit did not converge are left out."""
+
+    laws: tuple[Law, ...]
+    truth: Float[np.ndarray, " t"]  # the law's loss
+    predicted: Float[np.ndarray, "S t"]
+    half_width: Float[np.ndarray, "S t"]  # of the run's interval, relative
+    in_law: Bool[np.ndarray, "S t"]  # the law's interval has the truth
+    in_run: Bool[np.ndarray, "S t"]  # the run's interval has a run of its own noise
+    failed: int
+
+
+def simulate(
+    points: Points,
+    law: Mapping[str, float],
+    method: Method,
+    target: Inputs,
+    *,
+    sigma: float,
+    count: int,
+    seed: int = 0,
+    misfit: float = 0.0,
+) -> Simulated:
+    """``count`` sweeps on the inputs of ``points`` (their losses do not matter) with log-normal noise of sd ``sigma``.
+
+    ``law`` holds parameters of ``method.form`` as papers state them. ``misfit`` is the sd of what the form lacks, drawn
+    once a cell, whose replicates share it. All sweeps are fitted at once, by the method's residual and delta.
+    """
+    form = FORMS[method.form]
+    rng = np.random.default_rng(seed)
+    problem = Problem.of(form, points.x, method.fix, log=method.residual == "log")
+    cells = points.cells()
+    shared = misfit * rng.standard_normal((count, cells.max() + 1))[:, cells]
+    noise = sigma * rng.standard_normal((count, len(points)))
+    losses = form.predict(law, points.x) * np.exp(shared + noise)
+    weights = np.broadcast_to(points.weight, losses.shape)
+    truth = form.predict(law, target)
+    runs = truth * np.exp(sigma * rng.standard_normal((count, len(truth))))
+    start = np.repeat(problem.form.theta(law, problem.model.centre)[None], count, 0)
+    data = Data(losses, weights)
+    first = problem.solve(data, start, [np.inf])
+    known = [sigma_within(np.log(y) if problem.log else y, cells, points.unit) for y in losses]
+    deltas = np.array(
+        [
+            huber_delta(problem, problem.residuals(theta, y), y, method.delta, k)
+            for theta, y, k in zip(first.theta, losses, known, strict=True)
+        ]
+    )
+    solved = problem.solve(data, first.theta, [deltas])
+    laws = []
+    predicted, half, in_law, in_run = [], [], [], []
+    for i in np.flatnonzero(solved.converged):
+        found = Estimate(
+            solved.theta[i],
+            float(solved.objective[i]),
+            float(deltas[i]),
+            [float(deltas[i])],
+            problem.residuals(solved.theta[i], losses[i]),
+        )
+        laws.append(law_of(problem, found, points.weight, points.unit, known[i], points.convention))
+        bands = laws[-1].bands(target, method.level)
+        predicted.append(bands.loss)
+        half.append(0.5 * (bands.run_hi - bands.run_lo) / bands.loss)
+        in_law.append((bands.law_lo <= truth) & (truth <= bands.law_hi))
+        in_run.append((bands.run_lo <= runs[i]) & (runs[i] <= bands.run_hi))
+    return Simulated(
+        tuple(laws),
+        truth,
+        np.array(predicted),
+        np.array(half),
+        np.array(in_law),
+        np.array(in_run),
+        int((~solved.converged).sum()),
+    )
+
+
+def sweep_points(template: Points, x: Inputs) -> Points:
+    """The points of a plan: inputs without losses, each run a unit of its own."""
+    n = len(next(iter(x.values())))
+    return replace(
+        template,
+        x=dict(x),
+        loss=np.ones(n),
+        weight=np.ones(n),
+        run=np.array([f"cell {i}" for i in range(n)]),
+        unit=np.arange(n),
+        excluded=(),
+        more={},
+    )
