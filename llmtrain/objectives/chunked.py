@@ -1,10 +1,12 @@
 """A batch beyond memory, chunk by chunk: exact gradients at the cost of a second forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from llmtrain.ops.memory import give_back, given_back_before_its_gradient
 
 Out = TypeVar("Out")
 
@@ -21,11 +23,27 @@ def in_chunks(function: Callable[[Any], Out], batch: Any, rows: int | None) -> l
     if rows is None or rows >= n:
         return [function(batch)]
     parts = (_slice(batch, slice(start, start + rows)) for start in range(0, n, rows))
-    return [checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return [_anew(function, part) for part in parts]
+
+
+def _anew(function: Callable[[Any], Out], part: Any) -> Out:
+    out: Out = checkpoint(function, part, use_reentrant=False, preserve_rng_state=False)
+    give_back(_first(part).device.type)
+    for tensor in _tensors(out):
+        given_back_before_its_gradient(tensor)
+    return out
 
 
 def _first(tree: Any) -> Tensor:
     return tree if isinstance(tree, Tensor) else _first(tree[0])
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for part in tree:
+            yield from _tensors(part)
 
 
 def _slice(tree: Any, at: slice) -> Any:
