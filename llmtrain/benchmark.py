@@ -54,8 +54,11 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
     the public models of the run's kind and shape are stepped in turn with ours.
     """
     run = setup.run
-    if run.trainer.world > 1:
-        raise ConfigError("a benchmark is of one process: leave trainer.devices and trainer.nodes at 1")
+    if run.trainer.world > 1 or run.trainer.sharded:
+        raise ConfigError(
+            "a benchmark is of one process with the whole model: set trainer=default, and leave trainer.devices and "
+            "trainer.nodes at 1"
+        )
     run.trainer.configure()
     accumulate, micro_rows = split_batch(run)
     device = torch.device("cuda" if run.trainer.on_gpu else "cpu")

@@ -16,8 +16,9 @@ from lightning import Callback
 
 from llmtrain import faults, heartbeat, philox, ranks, run_folder
 from llmtrain.accounting import peak_flops
+from llmtrain.beginning import from_public, laid_out, taken_over
 from llmtrain.callbacks.anomalies import AnomalyLog
-from llmtrain.callbacks.checkpoints import Checkpoints, restore
+from llmtrain.callbacks.checkpoints import Checkpoints
 from llmtrain.callbacks.display import display, preparing
 from llmtrain.callbacks.evaluation import Evaluation
 from llmtrain.callbacks.guarding import Guarding
@@ -33,16 +34,13 @@ from llmtrain.data.prepare import prepare
 from llmtrain.errors import ConfigError, Stopped, StorageError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.lock import RunLock
-from llmtrain.nn.init import draws
-from llmtrain.nn.model import TokenHead
 from llmtrain.ops import backend
-from llmtrain.origin import Origin, origin_of, public_folder
+from llmtrain.origin import Origin, origin_of
 from llmtrain.outcome import conclude
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
 from llmtrain.scoring import Scored, score
 from llmtrain.setup import Setup, set_up
-from llmtrain.sharding import shard
 from llmtrain.trained import trained
 from llmtrain.trainer import DTYPES, autocast
 
@@ -79,8 +77,8 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         setup = set_up(run, prepared)
         stack.enter_context(backend.force(**run.trainer.kernels))
         origin = origin_of(run, identity_of(setup), rank=rank, horizon=setup.horizon)
-        if origin is None:
-            _begin_from_public(setup)
+        if origin is None and not run.trainer.sharded:  # which begins once the model is there: see laid_out
+            from_public(setup, setup.task.model)
         if rank == 0:
             announce(setup, origin)
             run_folder.begin(run, list(overrides), prepared.folder)
@@ -135,8 +133,8 @@ def _fit(
             optimizer=lambda task: run.optim.build(task, run.schedule, setup.horizon, run.guard),
             batch_rows=run.batch_rows,
             progress=Progress(started=started),
-            shard=partial(_shard, setup=setup) if run.trainer.sharded else lambda module: None,
-            restore=partial(_begin, origin=origin),
+            shard=partial(laid_out, setup=setup, fresh=origin is None),
+            restore=partial(taken_over, origin=origin),
             anomaly=guarding.answer,
         )
         if run.trainer.compile:
@@ -202,43 +200,6 @@ def told(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: {error.strerror}; {free:,} bytes are free there: make room, or put runs "
             "elsewhere (runs=FOLDER); the same command continues"
         ) from error
-
-
-def _begin_from_public(setup: Setup) -> None:
-    """Take over the weights of the Hugging Face folder that ``init_from`` names, if it names one."""
-    folder = public_folder(setup.run)
-    if folder is None:
-        return
-    from llmtrain.export.base import Use
-    from llmtrain.export.start import start_from  # imports transformers
-
-    objective, tokenizer = setup.run.objective, setup.prepared.tokenizer
-    use = Use(objective.sees, objective.encoder, tokens=isinstance(setup.task.model.head, TokenHead))
-    start_from(folder, setup.task.model, setup.run.sized(tokenizer.vocab_size), use, tokenizer)
-    log.info("starting from the weights of %s", folder)
-
-
-def _shard(module: Pretrain, *, setup: Setup) -> None:
-    """Split the model, which is on the meta device, over the ranks, and give it its initial weights."""
-    run = setup.run
-    n_layers, _ = run.sized(setup.prepared.vocab.size).shape
-    shard(
-        setup.task,
-        module.device_mesh,
-        device=module.trainer.strategy.root_device,
-        dtype=torch.float64 if run.trainer.chosen_precision() == "fp64" else torch.float32,
-        values=partial(draws, n_layers=n_layers, seed=run.init_seed),
-    )
-
-
-def _begin(module: Pretrain, *, origin: Origin | None) -> None:
-    if origin is None:
-        return
-    restore(module, origin.path, weights_alone=not origin.full)
-    if origin.branches and origin.full:
-        progress = module.progress
-        progress.branch_step, progress.branch_rows = progress.step, progress.rows
-        progress.seconds = progress.wall_before = 0.0
 
 
 def split_batch(run: Run) -> tuple[int, int]:

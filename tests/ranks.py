@@ -1,6 +1,7 @@
 """Groups of processes that train together: forked, since a fresh one takes seconds to import torch."""
 
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -10,13 +11,23 @@ import torch
 
 
 def on_ranks(n: int, work: Callable[[], object]) -> None:
-    """``work`` in each of ``n`` processes, for Lightning and torch one group; all must end well."""
+    """``work`` in each of ``n`` processes, for Lightning and torch one group; all must end well.
+
+    A failing one is ended with the others, which may wait for it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pids = [pid for rank in range(n) if (pid := _forked(rank, n, port, work))]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    assert codes == [0] * n, f"exit codes {codes}: see what they said"
+    left = {_forked(rank, n, port, work) for rank in range(n)}
+    try:
+        while left:
+            pid, status = os.waitpid(-1, 0)
+            left.discard(pid)
+            assert os.waitstatus_to_exitcode(status) == 0, "a rank failed: see what it said"
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _forked(rank: int, n: int, port: int, work: Callable[[], object]) -> int:

@@ -1,9 +1,11 @@
 """Small whole runs for tests: a text of this Python's library, bytes as tokens, a model of some thousand weights."""
 
+import contextlib
 import json
 import os
 import signal
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,14 @@ def overrides(folder: Path, **changes: object) -> list[str]:
 
 def tiny(folder: Path, **changes: object) -> Run:
     return run_from(overrides(folder, **changes))
+
+
+@contextlib.contextmanager
+def without_figures() -> Iterator[None]:
+    """Runs that draw nothing, here and in processes forked from here: half of the time of a tiny one is its figure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmtrain.outcome.loss_figure", lambda *args, **named: None)
+        yield
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

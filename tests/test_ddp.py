@@ -1,6 +1,7 @@
 """Two ranks are one: the same losses and weights as a single process on the same rows (contract 25).
 
-Run by torchrun, this file is also the worker: one pair of processes that trains each of ``CASES``.
+One pair of processes trains each of ``CASES``; what is sharded too is in test_sharded.py, with the other pairs of an
+objective and an architecture.
 """
 
 import os
@@ -16,18 +17,22 @@ import torch.distributed as dist
 
 from llmtrain.checkpoint import find, load
 from llmtrain.pretrain import train
-from runs import PAIRS, REPO, metrics, overrides, pair, tiny, write_text
+from ranks import on_ranks
+from runs import REPO, metrics, overrides, pair, tiny, without_figures, write_text
 
 STEPS = 20
 COMMON: dict[str, Any] = {
     "steps": STEPS, "seq_len": 64, "eval__every": 10, "checkpoint__every": 10, "trainer__precision": "fp64",
     "trainer__accelerator": "cpu",
 }  # fmt: skip
+EXPERIMENTS = ["clm_hybrid", "mlm_ssm", "denoising_moe", "contrastive_hybrid"]
 CASES: dict[str, dict[str, Any]] = {  # what the worker trains
-    "muon": {"optim": "muon", "optim__ema": 0.9},
     "muon-accumulated": {"optim": "muon", "optim__ema": 0.9, "micro_rows": 1},
     "adamw-fp32": {"trainer__precision": "fp32"},
-    **{experiment: pair(experiment) | {"eval__every": 3, "checkpoint__every": 3} for experiment in PAIRS},
+    **{
+        experiment: pair(experiment) | {"eval__every": 3, "checkpoint__every": 3}
+        for experiment in EXPERIMENTS
+    },
 }
 BY_COMMAND = {"optim": "adamw", "optim__ema": 0.9}  # trained by train.py itself
 DDP = {"trainer": "ddp"}
@@ -55,9 +60,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case on one rank under its name, and on two under two-NAME."""
     folder = tmp_path_factory.mktemp("ddp")
     write_text(folder)
-    for name, changes in (CASES | {"adamw": BY_COMMAND}).items():
-        train(tiny(folder, name=name, **(COMMON | changes)))
-    launch(str(Path(__file__)), str(folder))
+    with without_figures():
+        for name, changes in (CASES | {"adamw": BY_COMMAND}).items():
+            train(tiny(folder, name=name, **(COMMON | changes)))
+        on_ranks(2, lambda: work(folder))
     return folder
 
 
@@ -86,7 +92,7 @@ def test_two_ranks_are_one_through_the_command_itself(home: Path, said: str) -> 
     assert "Traceback" not in said and "Warning" not in said
 
 
-@pytest.mark.parametrize("name", ["muon", "muon-accumulated", *PAIRS])
+@pytest.mark.parametrize("name", ["muon-accumulated", *EXPERIMENTS])
 def test_two_ranks_are_one_in_every_loss_weight_and_moment(home: Path, name: str) -> None:
     assert_close(home / "runs" / name, home / "runs" / f"two-{name}", 1e-10)
 
@@ -115,8 +121,3 @@ def work(folder: Path) -> None:
         assert (train(run) is not None) == first
         dist.barrier()  # the record is there
         assert (train(run) is not None) == first  # finished: no rank waits for another
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    work(Path(sys.argv[1]))

@@ -4,19 +4,34 @@ A pair of processes trains every case of ``PAIR``, and then a group of four thos
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
+from llmtrain.accounting import meta_model
 from llmtrain.checkpoint import find, load
+from llmtrain.compose import run_from
+from llmtrain.errors import ConfigError
+from llmtrain.nn.init import draws
+from llmtrain.nn.roles import roles
+from llmtrain.objectives.base import Task
+from llmtrain.objectives.causal import CausalLM
+from llmtrain.objectives.contrastive import Contrastive
+from llmtrain.objectives.denoising import Denoising
+from llmtrain.place import cut, local, place_of
 from llmtrain.pretrain import train
+from llmtrain.ranks import DATA, TENSOR
+from llmtrain.sharding import shard
 from ranks import on_ranks
-from runs import metrics, pair, tiny, weights, write_text
+from runs import metrics, overrides, pair, tiny, weights, without_figures, write_text
+from tests.tiny import MOE, VOCAB, model_of
 
-pytestmark = pytest.mark.slow
+Cases = dict[str, tuple[str, dict[str, Any]]]  # name -> (of which task or run, with which changes)
 
 COMMON: dict[str, Any] = {
     "steps": 4, "eval__every": 2, "checkpoint__every": 2, "checkpoint__keep_last": 9, "optim__ema": 0.9,
@@ -37,7 +52,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ACCUMULATED = {"micro_rows": 1}
 RECOMPUTED = {"trainer__activation_checkpointing": "block"}
-PAIR: dict[str, tuple[str, dict[str, Any]]] = {
+PAIR: Cases = {
     "fsdp-clm_dense": ("clm_dense", FSDP | ACCUMULATED),
     "fsdp-clm_moe": ("clm_moe", FSDP),
     "fsdp-clm_ssm": ("clm_ssm", FSDP),
@@ -51,21 +66,21 @@ PAIR: dict[str, tuple[str, dict[str, Any]]] = {
     "tp-denoising_moe": ("denoising_moe", TP),
     "tp-contrastive_moe": ("contrastive_moe", TP),
 }
-FOUR: dict[str, tuple[str, dict[str, Any]]] = {
+FOUR: Cases = {
     "grid-clm_dense": ("clm_dense", TP | {"trainer__devices": 4}),
     "grid-denoising_moe": ("denoising_moe", TP | {"trainer__devices": 4}),
 }
 # what goes on from step 2 of another run: name -> (whose, with which ranks)
-PAIR_GOES_ON: dict[str, tuple[str, dict[str, Any]]] = {
+PAIR_GOES_ON: Cases = {
     "again": ("fsdp-clm_hybrid", FSDP | RECOMPUTED),
     "from-1-to-fsdp": ("clm_dense", FSDP),
     "from-1-to-tp": ("clm_dense", TP),
 }
-FOUR_GO_ON = {
+FOUR_GO_ON: Cases = {
     "from-fsdp-to-4": ("fsdp-clm_dense", FSDP | {"trainer__devices": 4}),
     "from-tp-to-grid": ("tp-clm_dense", TP | {"trainer__devices": 4}),
 }
-ONE_GOES_ON: dict[str, tuple[str, dict[str, Any]]] = {
+ONE_GOES_ON: Cases = {
     "from-fsdp-to-1": ("fsdp-clm_dense", {}),
     "from-tp-to-1": ("tp-clm_dense", {}),
     "from-grid-to-1": ("grid-clm_dense", {}),
@@ -89,11 +104,66 @@ def go_on(folder: Path, name: str, whose: str, changes: dict[str, Any]) -> None:
     train(tiny(folder, name=name, **(TASKS[task_of(whose)] | COMMON | changes)))
 
 
-def work(
-    folder: Path,
-    cases: dict[str, tuple[str, dict[str, Any]]],
-    going_on: dict[str, tuple[str, dict[str, Any]]],
-) -> None:
+def starts_from_the_same_bits(*shape: int) -> None:
+    """A model drawn part by part on a grid of ranks is the one that one process draws, and what is tied stays tied."""
+    grid = init_device_mesh("cpu", shape, mesh_dim_names=(DATA, TENSOR))
+    for objective in (CausalLM(), Denoising(), Contrastive(projection=16, learn_temperature=True, aux="mlm")):
+        whole = model_of(objective, MOE["moe_shared"])
+        task = Task(meta_model(MOE["moe_shared"], objective, VOCAB.size), objective)
+        shard(
+            task,
+            grid,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            values=lambda model: draws(model, n_layers=2, seed=0),
+        )
+        role = roles(whole)
+        own = dict(task.model.named_parameters())
+        assert own.keys() == dict(whole.named_parameters()).keys()
+        for name, parameter in whole.named_parameters():
+            mine, place = local(own[name]), place_of(own[name], role[name].splits)
+            assert mine.equal(cut(parameter.detach(), place)), name
+        n_own = sum(local(p).numel() for p in own.values())
+        assert n_own < 0.8 * sum(p.numel() for p in whole.parameters())
+
+
+def reductions(folder: Path, trainer: str, micro_rows: int | None) -> dict[str, int]:
+    """How often three steps reduced gradients."""
+    changes = {
+        "steps": 3,
+        "seq_len": 64,
+        "trainer": trainer,
+        "micro_rows": micro_rows or "null",
+        "eval__rows": 4,
+    }
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(tiny(folder, name=f"{trainer}-{micro_rows}", trainer__accelerator="cpu", **changes))
+    keys = ("c10d::allreduce_", "c10d::_reduce_scatter_base_")
+    counts = {event.key: event.count for event in profile.key_averages()}
+    return {key: counts.get(key, 0) for key in keys}
+
+
+def accumulates_without_needless_messages(folder: Path) -> None:
+    for trainer in ("ddp", "fsdp"):
+        assert reductions(folder, trainer, None) == reductions(folder, trainer, 1)
+    assert (
+        reductions(folder, "fsdp", 2)["c10d::_reduce_scatter_base_"] == 3 * 2
+    )  # of the block, and of the rest
+
+
+def pair_works(folder: Path) -> None:
+    trained(folder, PAIR, PAIR_GOES_ON)
+    accumulates_without_needless_messages(folder)
+    starts_from_the_same_bits(2, 1)
+    starts_from_the_same_bits(1, 2)
+
+
+def four_work(folder: Path) -> None:
+    trained(folder, FOUR, FOUR_GO_ON)
+    starts_from_the_same_bits(2, 2)
+
+
+def trained(folder: Path, cases: Cases, going_on: Cases) -> None:
     for name, (task, changes) in cases.items():
         train(tiny(folder, name=name, **(changes | TASKS[task] | COMMON)))
     for name, (whose, changes) in going_on.items():
@@ -101,16 +171,17 @@ def work(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sharded")
     write_text(folder)
-    for name, changes in TASKS.items():
-        train(tiny(folder, name=name, **(changes | COMMON)))
-    on_ranks(2, lambda: work(folder, PAIR, PAIR_GOES_ON))
-    on_ranks(4, lambda: work(folder, FOUR, FOUR_GO_ON))
-    for name, (whose, changes) in ONE_GOES_ON.items():
-        go_on(folder, name, whose, changes)
-    return folder
+    with without_figures():
+        for name, changes in TASKS.items():
+            train(tiny(folder, name=name, **(changes | COMMON)))
+        on_ranks(2, lambda: pair_works(folder))
+        on_ranks(4, lambda: four_work(folder))
+        for name, (whose, changes) in ONE_GOES_ON.items():
+            go_on(folder, name, whose, changes)
+    yield folder
 
 
 def assert_one(home: Path, name: str, task: str) -> None:
@@ -126,11 +197,15 @@ def assert_one(home: Path, name: str, task: str) -> None:
             torch.testing.assert_close(found[group][key], tensor, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIR | FOUR)
 def test_ranks_that_each_hold_a_part_are_one(home: Path, name: str) -> None:
     assert_one(home, name, task_of(name))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOING_ON)
 def test_what_some_ranks_saved_goes_on_with_any_others(home: Path, name: str) -> None:
     assert_one(home, name, task_of(GOING_ON[name][0]))
@@ -153,3 +228,18 @@ def test_each_rank_saves_its_part_alone(home: Path) -> None:
             len(whole[f"{group}.safetensors"]), rel=0.2
         )  # headers name each part
         assert max(sizes) < 0.7 * sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"experiment": "clm_ssm", **TP}, "model.layers.0 has SSM, which has no plan .* set trainer=fsdp"),
+        ({**TP, "trainer__tensor": 1}, "splits no matrix: set trainer.tensor=2, or trainer.strategy=fsdp"),
+        ({**FSDP, "trainer__tensor": 2}, "tensor=2 is for strategy=tp"),
+        ({**TP, "trainer__devices": 3}, "tensor=2 does not divide the 3 ranks"),
+        ({**FSDP, "trainer__compile": True}, "compile=true with strategy=fsdp is not supported"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_with_the_way_out(tmp_path, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        run_from(overrides(tmp_path, **changes))

@@ -65,10 +65,14 @@ class MuonRule(Rule):
     def update(self) -> None:
         lr: float = self.groups[0]["lr"]
         moving = [n for n in self.named if n.weight.grad is not None]
-        updates = self._orthogonal(moving, self._directions(moving))
-        weights: list[Tensor] = [n.weight for n in moving]
-        torch._foreach_mul_(weights, 1 - lr * self.config.weight_decay)
-        torch._foreach_add_(weights, updates, alpha=-lr)
+        directions = self._directions(moving)
+        # as much of what is sharded is whole at a time as one stack may hold; what was whole before takes no more
+        sizes = [n.weight.numel() if isinstance(n.weight, DTensor) else 0 for n in moving]
+        for batch in _batches(list(range(len(moving))), sizes):
+            updates = self._orthogonal([moving[i] for i in batch], [directions[i] for i in batch])
+            weights: list[Tensor] = [moving[i].weight for i in batch]
+            torch._foreach_mul_(weights, 1 - lr * self.config.weight_decay)
+            torch._foreach_add_(weights, updates, alpha=-lr)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"muon.momentum.{name}": momentum for name, momentum in self.momenta.items()}
