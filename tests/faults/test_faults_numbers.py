@@ -4,8 +4,13 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
+import socket
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +19,19 @@ import pytest
 import torch
 
 from llmtrain import cli, faults
+from llmtrain.callbacks.anomalies import AnomalyLog
+from llmtrain.callbacks.loggers.base import Logger, Sink
+from llmtrain.callbacks.loggers.jsonl import read
 from llmtrain.checkpoint import find, load, save
 from llmtrain.config import config
 from llmtrain.errors import NumbersError
 from llmtrain.objectives.base import Loss, Objective
 from llmtrain.objectives.causal import CausalBatch, CausalLM
+from llmtrain.optim.guard import robust_score
 from llmtrain.pretrain import train
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
+from processes import forked
 from runs import metrics, overrides, stopped, tiny, weights, write_text
 
 STEPS, ROWS, SEQ_LEN = 12, 4, 64
@@ -287,3 +297,187 @@ def test_a_margin_takes_the_rows_around_the_bad_step_too_but_none_that_were_trai
     done(run)
     assert anomalies(run)[0]["back_to"] == 5
     assert load(find(run.folder)).values["passed"] == [[20, 36]]  # type: ignore[arg-type]
+
+
+@config
+class Damages(Logger):
+    """Spoils the checkpoint of a step, once another step is done."""
+
+    folder: Path
+    spoilt: int
+    at: int
+
+    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
+        return [_Damages(self)]
+
+
+class _Damages(Sink):
+    def __init__(self, cfg: Damages):
+        self.cfg = cfg
+
+    def log(self, row: dict[str, Any]) -> None:
+        path = self.cfg.folder / "checkpoints" / f"step-{self.cfg.spoilt:08d}" / "model.safetensors"
+        if row["step"] == self.cfg.at and path.exists():
+            path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.fault("F6", "F19")
+def test_a_rollback_takes_the_newest_checkpoint_that_is_whole_though_it_is_older_than_this_start(
+    home: Path,
+) -> None:
+    changes = {"guard__on_nonfinite": "rollback", "checkpoint__every": 3}
+    run = poisoned(home, (4 * 8 - 2,), name="damaged", **changes)
+    assert stopped(run, 6) == 143
+    damages = Damages(folder=run.folder, spoilt=6, at=7)
+    assert done(dataclasses.replace(run, logger=damages)).steps == STEPS
+    assert anomalies(run)[0]["back_to"] == 3
+    assert (run.folder / "checkpoints" / "step-00000006.corrupt").exists()
+    whole = poisoned(home, (4 * 8 - 2,), name="undamaged", **changes)
+    done(whole)
+    assert metrics(run.folder) == metrics(whole.folder)
+    assert weights(run.folder, STEPS) == weights(whole.folder, STEPS)
+
+
+# ---- spikes
+
+
+SPIKES = {"guard__threshold": 10, "guard__window": 8, "steps": 14}
+
+
+@pytest.mark.fault("F18")
+@pytest.mark.parametrize("action", ["log", "skip", "rollback"])
+def test_a_loss_far_above_those_before_it_is_a_spike(home: Path, action: str) -> None:
+    run = poisoned(home, (46,), "50", name=f"spike-{action}", guard__on_spike=action, **SPIKES)
+    record = done(run)
+    (row,) = anomalies(run)
+    assert row == row | {"step": 12, "kind": "spike", "action": action, "rows": [[44, 48]], "module": None}
+    assert row["score"] > 100
+    updated = [row["updated"] for row in metrics(run.folder) if "loss" in row]
+    assert updated == [action != "skip" or step != 12 for step in range(1, 15)]
+    assert (record.skipped_steps, record.rollbacks) == (action == "skip", action == "rollback")
+
+
+@pytest.mark.fault("F12", "F18")
+def test_a_run_that_is_continued_inside_the_window_meets_the_same_spikes(home: Path) -> None:
+    whole = poisoned(home, (38, 46), "50", name="spikes", guard__on_spike="skip", **SPIKES)
+    done(whole)
+    assert [row["step"] for row in anomalies(whole)] == [10, 12]
+    run = poisoned(home, (38, 46), "50", name="spikes-stopped", guard__on_spike="skip", **SPIKES)
+    for step in (4, 11):
+        stopped(run, step)
+    done(run)
+    assert anomalies(run) == anomalies(whole)
+    assert metrics(run.folder) == metrics(whole.folder)
+    assert weights(run.folder, 14) == weights(whole.folder, 14)
+
+
+@pytest.mark.fault("F18")
+def test_a_clean_run_has_no_spikes(home: Path) -> None:
+    """At the threshold that the manual calls careful; the highest score of all its steps is not half of it."""
+    run = poisoned(home, (), name="calm", steps=200, seq_len=32, guard__threshold=10, guard__window=32)
+    assert done(run).skipped_steps == 0
+    assert anomalies(run) == []
+    window: deque[float] = deque(maxlen=32)
+    scores = []
+    for loss in [row["loss"] for row in metrics(run.folder) if "loss" in row]:
+        scores += [robust_score(loss, window)] if len(window) == 32 else []
+        window.append(loss)
+    assert len(scores) == 168 and max(scores) < 5
+
+
+# ---- ranks
+
+
+def on_two_ranks(work: Callable[[], object]) -> None:
+    """Do ``work`` in two processes that train together; both must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(n: int) -> int:
+        os.environ.update(
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(n), LOCAL_RANK=str(n)
+        )
+        work()
+        return 0
+
+    with forked(partial(rank, 0)) as first, forked(partial(rank, 1)) as second:
+        ends = [child.ended() for child in (first, second)]
+    assert [code for code, _, _ in ends] == [0, 0], ends[0][2] + ends[1][2]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F13", "F17", "F19")
+def test_two_ranks_agree_and_are_one(home: Path) -> None:
+    double: dict[str, Any] = {"trainer__precision": "fp64", "trainer__accelerator": "cpu"}
+    back = double | {"guard__on_nonfinite": "rollback"}
+    skip = double | {"guard__on_nonfinite": "skip", "checkpoint__every": 1}
+    two = {"trainer": "ddp"}
+
+    def work() -> None:
+        train(poisoned(home, name="two-back", **back, **two))
+        faults.arm("nan@grad=6,rank=1; nan@step=8,rank=0")  # one of one rank's gradients, then its loss
+        train(poisoned(home, (), name="two-skip", **skip, **two))
+
+    on_two_ranks(work)
+    one = poisoned(home, name="one-back", **back)
+    done(one)
+    elastic = dataclasses.replace(
+        one, name="elastic"
+    )  # what two ranks saved after the rollback, continued by one
+    shutil.copytree(home / "runs" / "two-back", elastic.folder)
+    (elastic.folder / "record.json").unlink()
+    shutil.rmtree(elastic.folder / "checkpoints" / f"step-{STEPS:08d}")
+    done(elastic)
+    expected = load(find(one.folder))  # type: ignore[arg-type]
+    for name in ("two-back", "elastic"):
+        run = dataclasses.replace(one, name=name)
+        assert anomalies(run) == [anomalies(one)[0] | {"ranks": [1], "rows": [[26, 28]]} | _numbers(run)]
+        assert metrics(run.folder) == [
+            pytest.approx(row, rel=1e-10, nan_ok=True) for row in metrics(one.folder)
+        ]
+        found = load(find(run.folder))  # type: ignore[arg-type]
+        assert found.values["passed"] == [[24, 28]]
+        for group in ("model", "optimizer"):
+            for key, tensor in expected.tensors[group].items():
+                torch.testing.assert_close(found.tensors[group][key], tensor, rtol=1e-10, atol=1e-10)
+
+    run = dataclasses.replace(one, name="two-skip")
+    assert [(row["step"], row["action"], row["ranks"], row["rows"]) for row in anomalies(run)] == [
+        (7, "skip", [1], [[26, 28]]),
+        (9, "skip", [0], [[32, 34]]),
+    ]
+    for step in (7, 9):
+        before, after = (load(run.folder / "checkpoints" / f"step-{n:08d}").tensors for n in (step - 1, step))
+        for group in ("model", "optimizer"):
+            assert all(torch.equal(tensor, after[group][key]) for key, tensor in before[group].items())
+    assert_all_checkpoints_finite(run)
+
+
+def _numbers(run: Run) -> dict[str, Any]:
+    return {key: anomalies(run)[0][key] for key in ("loss", "grad_norm")}
+
+
+# ---- the file
+
+
+@pytest.mark.fault("F17", "F19")
+def test_anomalies_are_kept_as_long_as_they_are_part_of_the_state(tmp_path: Path) -> None:
+    log = AnomalyLog(tmp_path, from_step=0)
+    for step, action in [(4, "skip"), (8, "skip")]:
+        log.write({"step": step, "action": action})
+    log.go_back(5)  # the skip of step 8 comes again
+    log.write({"step": 9, "action": "rollback", "back_to": 5})
+    log.write({"step": 7, "action": "log", "loss": math.inf})
+
+    def kept(from_step: int) -> list[tuple[int, str]]:
+        folder = tmp_path / str(from_step)
+        folder.mkdir()
+        shutil.copy(log.path, folder)
+        AnomalyLog(folder, from_step=from_step)
+        return [(row["step"], row["action"]) for row in read(folder / log.path.name)]
+
+    assert kept(5) == [(4, "skip")]
+    assert kept(6) == [(4, "skip"), (9, "rollback")]  # saved after the rollback, which is in it
+    assert kept(7) == [(4, "skip"), (9, "rollback"), (7, "log")]
+    assert read(log.path)[-1]["loss"] == "inf"

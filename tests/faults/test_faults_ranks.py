@@ -157,7 +157,7 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_after_the_step(
     [
         ({"batch_rows": 3}, "", 2, "batch_rows=3 cannot be shared by 2 ranks"),
         ({"data__source__paths": "[no/such/file.txt]"}, "", 3, "no/such/file.txt"),
-        ({}, "nan@step=4,rank=1", 4, "step 4: loss"),
+        ({}, "nan@step=4,rank=1", 4, "step 5: loss"),
     ],
 )
 def test_a_mistake_ends_all_ranks_at_once_with_its_code_and_one_line(
