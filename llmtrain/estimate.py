@@ -25,5 +25,7 @@ class Estimate:
     device: Literal["auto"] | Device = "auto"  # auto: h100, or cpu with trainer.accelerator=cpu
     memory: PositiveFloat | None = None  # bytes of a device; none: those of ``device``
     mfu: Annotated[float, Gt(0), Le(1)] = 0.4  # the share of the device's peak that training reaches
-    vocabulary: PositiveInt | None = None  # tokens; none: the tokenizer's, where it is known before it is trained
+    vocabulary: PositiveInt | None = (
+        None  # tokens; none: the tokenizer's, where it is known before it is trained
+    )
     json: Path | None = None  # a file to write the same figures into

@@ -13,6 +13,7 @@ from llmtrain.lit import Pretrain
 from llmtrain.objectives.base import Task
 from llmtrain.optim.composite import StepReport
 from llmtrain.optim.gradients import first_nonfinite
+from llmtrain.place import local
 from llmtrain.sharding import root_gathered
 
 
@@ -72,7 +73,9 @@ def first_module(task: Task, batches: Iterable[Any], context: AbstractContextMan
 
 def _finite(output: object) -> bool:
     if isinstance(output, Tensor):
-        return not output.is_floating_point() or bool(torch.isfinite(output).all())
+        return not output.is_floating_point() or bool(
+            torch.isfinite(local(output)).all()
+        )  # a rank may look alone
     return all(map(_finite, output)) if isinstance(output, tuple | list) else True
 
 

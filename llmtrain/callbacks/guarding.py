@@ -11,7 +11,7 @@ from llmtrain.callbacks.checkpoints import Checkpoints
 from llmtrain.callbacks.culprit import Culprit, culprit_of, ranks_of
 from llmtrain.callbacks.metrics import Metrics
 from llmtrain.data.collate import collate, to_device
-from llmtrain.data.cursor import Cursor, Range
+from llmtrain.data.cursor import Cursor, Range, union
 from llmtrain.data.examples import Examples, RankRows
 from llmtrain.errors import NumbersError
 from llmtrain.lit import Pretrain
@@ -83,7 +83,7 @@ class Guarding(lightning.Callback):
             "grad_norm": last.grad_norm,
             "score": verdict.score,
             "ranks": ranks,
-            "rows": [list(rows) for rank in ranks for rows in self._rows_of(cursor, rank)],
+            "rows": [list(rows) for rows in union(r for rank in ranks for r in self._rows_of(cursor, rank))],
         } | culprit._asdict()
 
     def _rows_of(self, cursor: Cursor, rank: int) -> Sequence[Range]:

@@ -416,6 +416,8 @@ def test_two_ranks_agree_and_are_one(home: Path) -> None:
 
     def work() -> None:
         train(poisoned(home, name="two-back", **back, **two))
+        train(poisoned(home, name="sharded", **back, trainer="fsdp"))
+        train(poisoned(home, name="split", **back, trainer="tp"))
         faults.arm("nan@grad=6,rank=1; nan@step=8,rank=0")  # one of one rank's gradients, then its loss
         train(poisoned(home, (), name="two-skip", **skip, **two))
 
@@ -430,9 +432,11 @@ def test_two_ranks_agree_and_are_one(home: Path) -> None:
     shutil.rmtree(elastic.folder / "checkpoints" / f"step-{STEPS:08d}")
     done(elastic)
     expected = load(find(one.folder))  # type: ignore[arg-type]
-    for name in ("two-back", "elastic"):
+    of_rank_1 = {"ranks": [1], "rows": [[26, 28]]}
+    blamed = {"two-back": of_rank_1, "elastic": of_rank_1, "sharded": of_rank_1, "split": {"ranks": [0, 1]}}
+    for name, blame in blamed.items():
         run = dataclasses.replace(one, name=name)
-        assert anomalies(run) == [anomalies(one)[0] | {"ranks": [1], "rows": [[26, 28]]} | _numbers(run)]
+        assert anomalies(run) == [anomalies(one)[0] | blame]
         assert metrics(run.folder) == [
             pytest.approx(row, rel=1e-10, nan_ok=True) for row in metrics(one.folder)
         ]
@@ -452,10 +456,6 @@ def test_two_ranks_agree_and_are_one(home: Path) -> None:
         for group in ("model", "optimizer"):
             assert all(torch.equal(tensor, after[group][key]) for key, tensor in before[group].items())
     assert_all_checkpoints_finite(run)
-
-
-def _numbers(run: Run) -> dict[str, Any]:
-    return {key: anomalies(run)[0][key] for key in ("loss", "grad_norm")}
 
 
 # ---- the file
