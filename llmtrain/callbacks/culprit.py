@@ -18,10 +18,10 @@ from llmtrain.sharding import root_gathered
 
 
 class Culprit(NamedTuple):
-    module: (
-        str | None
-    )  # the first one, in the order of the forward pass, whose output is not finite; "loss" after all
-    parameter: str | None  # where there is no such module, the first one whose gradient is not finite
+    """Modules in the order of the forward pass; "loss" where all of the model's outputs are finite, and that is not."""
+
+    module: str | None  # the first one whose output is not finite
+    parameter: str | None  # where there is none, the first one whose gradient is not finite
 
 
 def ranks_of(report: StepReport) -> list[int]:
@@ -73,9 +73,8 @@ def first_module(task: Task, batches: Iterable[Any], context: AbstractContextMan
 
 def _finite(output: object) -> bool:
     if isinstance(output, Tensor):
-        return not output.is_floating_point() or bool(
-            torch.isfinite(local(output)).all()
-        )  # a rank may look alone
+        # what lies on this rank: it looks alone
+        return not output.is_floating_point() or bool(torch.isfinite(local(output)).all())
     return all(map(_finite, output)) if isinstance(output, tuple | list) else True
 
 
