@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 
 from llmtrain.checkpoint import find, load, newest
 from llmtrain.data.cursor import START, Cursor, cursor_in
+from llmtrain.data.digests import changes
+from llmtrain.data.prepare import Inventories
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.run import Run
-from llmtrain.run_folder import read_config
+from llmtrain.run_folder import read_config, read_files
+
+SHOWN = 3  # files that differ, in one line
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +33,20 @@ class Origin(NamedTuple):
         return cursor_in(self.values) if self.full else START
 
 
-def origin_of(run: Run, identity: dict[str, str], *, rank: int, horizon: int) -> Origin | None:
+def origin_of(
+    run: Run, identity: dict[str, str], files: Inventories, *, rank: int, horizon: int
+) -> Origin | None:
     """The checkpoint that this start goes on from.
 
-    ``identity`` names tokenizer, corpus and rows as they are now. Raises ConfigError or DataError where they are not
-    those of the checkpoint, or where it is already past the run's length.
+    ``identity`` names tokenizer, corpus and rows as they are now, ``files`` what the corpus was read from. Raises
+    ConfigError or DataError where they are not those of the checkpoint, or where it is already past the run's length.
     """
     # only the first rank holds the run's lock, so only it may set damaged checkpoints aside
     path = find(run.folder) if rank == 0 else newest(run.folder)
     if path is not None:
         values = _values(path)
         found = Origin(path, values, values["parent"], full=True, branches=False)
-        _check_data(found, identity, way_out="give another name, or restore the data")
+        _check_data(found, identity, files, way_out="give another name, or restore the data")
         if found.step > horizon:
             raise ConfigError(
                 f"{run.folder} has done {found.step} steps, more than the {horizon} of this config: give a longer "
@@ -51,7 +57,7 @@ def origin_of(run: Run, identity: dict[str, str], *, rank: int, horizon: int) ->
         return found
     if run.init_from is None or public_folder(run) is not None:
         return None
-    return _of_another(run, run.init_from, identity, horizon)
+    return _of_another(run, run.init_from, identity, files, horizon)
 
 
 def public_folder(run: Run) -> Path | None:
@@ -60,7 +66,7 @@ def public_folder(run: Run) -> Path | None:
     return folder if run.init_from and (folder / "config.json").is_file() else None
 
 
-def _of_another(run: Run, given: str, identity: dict[str, str], horizon: int) -> Origin:
+def _of_another(run: Run, given: str, identity: dict[str, str], files: Inventories, horizon: int) -> Origin:
     folder, step = _named(run, given)
     path = newest(folder) if step is None else find(folder, step=step)
     if path is None:
@@ -70,7 +76,7 @@ def _of_another(run: Run, given: str, identity: dict[str, str], horizon: int) ->
         path, values, f"{folder.name}@{values['step']}", full=run.init_state == "full", branches=True
     )
     if found.full:
-        _check_data(found, identity, way_out="take over what the other run has, or init_state=weights")
+        _check_data(found, identity, files, way_out="take over what the other run has, or init_state=weights")
         if found.step >= horizon:
             raise ConfigError(
                 f"init_from={given} is at step {found.step}, and this run ends at {horizon}: give a longer length "
@@ -96,10 +102,17 @@ def _values(path: Path) -> dict[str, Any]:
     return load(path, expect={}).values
 
 
-def _check_data(found: Origin, identity: dict[str, str], *, way_out: str) -> None:
+def _check_data(found: Origin, identity: dict[str, str], files: Inventories, *, way_out: str) -> None:
     for what in identity:
         saved, now = found.values[what], identity[what]
         if saved != now:
+            changed = _changes(read_files(found.path.parents[1]), files) if what == "corpus" else ""
             raise DataError(
-                f"{found.path} was made with another {what} ({saved[:12]}, now {now[:12]}): {way_out}"
+                f"{found.path} was made with another {what} ({changed or f'{saved[:12]}, now {now[:12]}'}): {way_out}"
             )
+
+
+def _changes(before: Inventories, now: Inventories) -> str:
+    """In words, which files of the parts that both have are not what they were."""
+    said = [change for part in before if part in now for change in changes(before[part], now[part])]
+    return "; ".join(said[:SHOWN]) + (f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else "")

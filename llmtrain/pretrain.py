@@ -76,7 +76,7 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
             prepared = prepare(run.data, run.tokenizer, progress=progress)
         setup = set_up(run, prepared)
         stack.enter_context(backend.force(**run.trainer.kernels))
-        origin = origin_of(run, identity_of(setup), rank=rank, horizon=setup.horizon)
+        origin = origin_of(run, identity_of(setup), prepared.files, rank=rank, horizon=setup.horizon)
         if origin is None and not run.trainer.sharded:  # which begins once the model is there: see laid_out
             from_public(setup, setup.task.model)
         if rank == 0:
@@ -274,6 +274,8 @@ def announce(setup: Setup, origin: Origin | None) -> None:
         setup.horizon * run.batch_rows * setup.flops.model, run.trainer.chosen_precision(),
         ", compiled" if run.trainer.compile else "",
     )  # fmt: skip
+    for line in setup.prepared.left_out():
+        log.info("%s", line)
     for name, report in setup.prepared.report["held_out"].items():
         if report["also_in_training"]:
             log.warning(

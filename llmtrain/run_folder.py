@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from llmtrain.config import differences, to_plain
+from llmtrain.data.prepare import FILES, Inventories
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
 from llmtrain.run import LENGTHS, Run
@@ -73,10 +74,11 @@ def begin(run: Run, overrides: list[str], prepared: Path) -> None:
     """Write what a start leaves before its first step: from here on the folder is this run's.
 
     A later start writes its own, since what is free may have changed. ``prepared`` is the folder of the corpus, whose
-    tokenizer is kept.
+    tokenizer is kept, and what its text was read from.
     """
     folder = run.folder
     _keep_tokenizer(run, prepared)
+    write_text(folder / FILES, (prepared / FILES).read_text(encoding="utf-8"))
     write_text(folder / "environment.json", json.dumps(environment(run), indent=2) + "\n")
     write_text(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
     write_text(folder / "config.yaml", dump(to_plain(run)))  # last: the folder is a run iff it is there
@@ -118,6 +120,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} is not the config of a run: it holds no keys")
     return value
+
+
+def read_files(folder: Path) -> Inventories:
+    """What the text of the run in ``folder`` was read from; nothing, where that was not kept."""
+    path = folder / FILES
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def environment(run: Run) -> dict[str, Any]:

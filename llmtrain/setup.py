@@ -14,7 +14,7 @@ from llmtrain.data.examples import Examples
 from llmtrain.data.prepare import Prepared
 from llmtrain.data.rows import DocumentRows, PackedRows, Rows, Stream
 from llmtrain.data.shards import Shards
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, DataError
 from llmtrain.nn.base import Flops
 from llmtrain.nn.init import initialise
 from llmtrain.objectives.base import Objective, Task
@@ -77,7 +77,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
 
     A model that shall be sharded is on the meta device, without weights.
 
-    Raises ConfigError where a layer cannot have the width or the data have no row of that length.
+    Raises ConfigError where a layer cannot have the width, and DataError where the text is less than one step takes.
     """
     vocab_size = prepared.vocab.size
     try:
@@ -96,6 +96,11 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         rows_of(part.shards, run, first_document=first)
         for part, first in zip(prepared.train, documents, strict=False)
     )
+    if (n_rows := sum(r.n_rows for r in rows)) < run.batch_rows:
+        raise DataError(
+            f"the training text makes {n_rows:,} rows of seq_len={run.seq_len}, fewer than the batch_rows="
+            f"{run.batch_rows} of one step: give more text, or lower batch_rows or seq_len"
+        )
     names, weights = [part.name for part in prepared.train], [part.weight for part in prepared.train]
     flops = flops_of(model, run.objective, run.seq_len, run.batch_rows)
     return Setup(
@@ -111,7 +116,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
             vocab_size,
             flops_per_row=flops.model,
             raw_per_row=raw_per_row(prepared, rows),
-            rows_per_epoch=sum(r.n_rows for r in rows),
+            rows_per_epoch=n_rows,
         ),
     )
 

@@ -61,6 +61,7 @@ def test_a_folder_without_text_is_named(tmp_path):
 # --- files
 
 
+@pytest.mark.fault("F23")
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9])
 def test_a_compressed_file_that_is_cut_off_is_named(tmp_path, suffix, keep):
@@ -69,12 +70,14 @@ def test_a_compressed_file_that_is_cut_off_is_named(tmp_path, suffix, keep):
     refused(TextFiles(paths=str(path)), str(path), "cut off", "again")
 
 
+@pytest.mark.fault("F23")
 @pytest.mark.parametrize("suffix", ["gz", "xz", "zst"])
 def test_a_file_that_is_not_what_its_suffix_says_is_named(tmp_path, suffix):
     path = written(tmp_path / f"a.txt.{suffix}", "plain text, which no decompressor takes")
     refused(TextFiles(paths=str(path)), str(path), f"not a valid .{suffix} file")
 
 
+@pytest.mark.fault("F23")
 @pytest.mark.parametrize(
     "suffix", [".gz", ".xz"]
 )  # zstandard has no checksum of the content unless asked for one
@@ -85,12 +88,14 @@ def test_a_bit_that_flipped_in_a_compressed_file_is_noticed(tmp_path, suffix):
     refused(TextFiles(paths=str(path)), str(path), "not a valid", "again")
 
 
+@pytest.mark.fault("F23")
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_an_empty_data_file_is_named(tmp_path, name):
     path = written(tmp_path / name, "")
     refused(TextFiles(paths=str(path)), str(path), "again")
 
 
+@pytest.mark.fault("F22")
 def test_an_empty_text_file_is_counted_or_refused(tmp_path):
     path = written(tmp_path / "a.txt", " \n\t\n")
     tally = Tally()
@@ -99,6 +104,7 @@ def test_an_empty_text_file_is_counted_or_refused(tmp_path):
     refused(TextFiles(paths=str(path), on_bad_document="error"), f"{path}:1", "empty document", "skip")
 
 
+@pytest.mark.fault("F23")
 def test_a_truncated_or_altered_parquet_file_is_named(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -110,6 +116,7 @@ def test_a_truncated_or_altered_parquet_file_is_named(tmp_path):
         refused(TextFiles(paths=str(written(path, damaged))), str(path), "Parquet", "again")
 
 
+@pytest.mark.fault("F23")
 def test_a_parquet_file_without_the_field_or_with_no_text_in_it_is_answered_by_its_fields(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -123,6 +130,7 @@ def test_a_parquet_file_without_the_field_or_with_no_text_in_it_is_answered_by_i
 # --- lines
 
 
+@pytest.mark.fault("F23")
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -138,6 +146,7 @@ def test_a_line_that_is_no_json_object_with_the_field_is_named(tmp_path, line, t
     refused(TextFiles(paths=str(path)), f"{path}:2", told)
 
 
+@pytest.mark.fault("F22")
 def test_invalid_utf8_is_counted_and_replaced_or_refused_with_its_line(tmp_path):
     plain = written(tmp_path / "a.txt", b"one\ntwo \xff\xfe\nthree \xe3\x81\n\xef\xbf\xbd was there before")
     lines = written(tmp_path / "b.jsonl", b'{"text": "ok"}\n{"text": "caf\xe9"}\n')
@@ -146,10 +155,13 @@ def test_invalid_utf8_is_counted_and_replaced_or_refused_with_its_line(tmp_path)
     assert found == ["one\ntwo \ufffd\ufffd\nthree \ufffd\n\ufffd was there before", "ok", "caf\ufffd"]
     assert tally.repaired == {"invalid UTF-8 sequence": 4}
     assert tally.first == {"invalid UTF-8 sequence": f"{plain}:2"}
-    refused(TextFiles(paths=str(plain), invalid_utf8="refuse"), f"{plain}:2", "0xff", "invalid_utf8=replace")
-    refused(TextFiles(paths=str(lines), invalid_utf8="refuse"), f"{lines}:2", "0xe9")
+    refused(
+        TextFiles(paths=str(plain), on_bad_document="error"), f"{plain}:2", "0xff", "on_bad_document=replace"
+    )
+    refused(TextFiles(paths=str(lines), on_bad_document="error"), f"{lines}:2", "0xe9")
 
 
+@pytest.mark.fault("F22")
 def test_invalid_utf8_in_parquet_is_counted_and_replaced(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -160,7 +172,7 @@ def test_invalid_utf8_in_parquet_is_counted_and_replaced(tmp_path):
     tally = Tally()
     assert [d.text for d in TextFiles(paths=str(path)).documents(tally)] == ["ok", "caf\ufffd"]
     assert tally.repaired == {"invalid UTF-8 sequence": 1}
-    refused(TextFiles(paths=str(path), invalid_utf8="refuse"), f"{path}:row 2")
+    refused(TextFiles(paths=str(path), on_bad_document="error"), f"{path}:row 2")
 
 
 BAD = {
@@ -174,17 +186,19 @@ BAD = {
 }
 
 
+@pytest.mark.fault("F22")
 def test_bad_documents_are_skipped_and_counted_by_reason(tmp_path):
     rows = "".join(f'{{"text": {value}}}\n' for value in BAD)
     path = written(tmp_path / "a.jsonl", f'{rows}\n{{"text": "\\ufeffgood"}}\n')
     tally = Tally()
-    assert [d.text for d in TextFiles(paths=str(path)).documents(tally)] == ["good"]
+    assert [d.text for d in TextFiles(paths=str(path), on_bad_document="skip").documents(tally)] == ["good"]
     reasons = list(BAD.values())
     assert tally.dropped == {**{reason: reasons.count(reason) for reason in reasons}, "blank line": 1}
     assert tally.repaired == {"byte order mark removed": 1}
     assert tally.first["document with a lone surrogate"] == f"{path}:7"
 
 
+@pytest.mark.fault("F22")
 @pytest.mark.parametrize(("value", "reason"), BAD.items())
 def test_a_bad_document_is_refused_where_the_config_says_so(tmp_path, value, reason):
     path = written(tmp_path / "a.jsonl", f'{{"text": "ok"}}\n{{"text": {value}}}\n')
@@ -203,6 +217,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.mark.fault("F23")
 def test_what_datasets_cannot_read_is_one_line(tmp_path, offline):
     good = str(written(tmp_path / "good.json", '{"body": "a"}\n'))
     bad = str(written(tmp_path / "bad.json", '{"text": "a"}\n{"text": \n'))
@@ -254,6 +269,7 @@ def test_a_corpus_of_near_duplicates_alone_names_the_rule(tmp_path):
     preparing(tmp_path, TextFiles(paths=str(path)), near_duplicate=1)
 
 
+@pytest.mark.fault("F25")
 def test_a_file_that_changes_while_it_is_prepared_is_noticed(tmp_path):
     path = written(tmp_path / "a.txt", "".join(f"line {i}\n" for i in range(5000)))
     corpus = Corpus(source=TextFiles(paths=str(path)), cache=str(tmp_path / "cache"))

@@ -35,6 +35,7 @@ def whole(order: Permutation) -> np.ndarray:
     return np.array([order(i) for i in range(order.n)])
 
 
+@pytest.mark.fault("F27")
 @pytest.mark.parametrize("n", [*range(1, 70), 127, 128, 129, 1000, 1024, 1025])
 def test_an_epoch_is_a_permutation(n: int) -> None:
     for epoch in range(3):
@@ -128,6 +129,7 @@ def test_without_isolation_a_row_is_one_document(shards: Shards) -> None:
     assert np.array_equal(last.doc == NO_DOC, np.arange(50) >= shards.n_tokens % 50)
 
 
+@pytest.mark.fault("F28")
 def test_fewer_tokens_than_a_row_are_refused_with_numbers(shards: Shards) -> None:
     n = shards.n_tokens
     assert PackedRows(shards, n, overlap=1).n_rows == 1
@@ -179,6 +181,7 @@ def test_documents_of_two_parts_can_be_told_apart(shards: Shards) -> None:
     assert other[0].doc[-1] == NO_DOC  # padding keeps its own
 
 
+@pytest.mark.fault("F28")
 def test_documents_that_are_all_too_short_are_refused_with_numbers(shards: Shards) -> None:
     with pytest.raises(DataError, match=r"none of 8 documents has the 150 tokens .*the longest has 101"):
         DocumentRows(shards, 200, min_len=150)
@@ -195,6 +198,7 @@ class Counted:
         raise AssertionError("the order looks at no row")
 
 
+@pytest.mark.fault("F27")
 def test_one_part_is_read_by_epochs_each_in_its_own_order() -> None:
     stream = Stream([Counted(37)], [1.0], seed=5)
     addresses = [stream.locate(k) for k in range(37 * 3)]
@@ -204,6 +208,7 @@ def test_one_part_is_read_by_epochs_each_in_its_own_order() -> None:
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
+@pytest.mark.fault("F27")
 def test_a_mix_has_exact_proportions_in_every_block_and_loses_no_row() -> None:
     parts = [Counted(100), Counted(3000), Counted(7)]
     stream = Stream(parts, [1.0, 2.5, 0.1], seed=5)

@@ -124,6 +124,7 @@ def test_a_disk_that_fills_up_is_named_with_numbers_and_leaves_nothing(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("F24")
 @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "bytes.bin", "vocab.npz", "manifest.json"])
 @pytest.mark.parametrize("fault", ["missing", "empty", "truncated", "longer", "flipped"])
 def test_a_damaged_file_is_refused_by_name_with_the_way_out(folder: Path, name: str, fault: str) -> None:
@@ -148,6 +149,7 @@ def test_a_damaged_file_is_refused_by_name_with_the_way_out(folder: Path, name: 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.fault("F24")
 def test_an_id_outside_the_vocabulary_is_refused(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["vocab_size"] = 100
@@ -156,6 +158,7 @@ def test_an_id_outside_the_vocabulary_is_refused(folder: Path) -> None:
         Shards.open(folder)
 
 
+@pytest.mark.fault("F24")
 @pytest.mark.parametrize(
     "change",
     [
@@ -174,6 +177,7 @@ def test_a_manifest_that_contradicts_its_files_is_refused(folder: Path, change: 
         Shards.open(folder)
 
 
+@pytest.mark.fault("F24")
 def test_shards_of_another_tokenizer_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Bytes(n_sentinels=4).build(lambda: iter(()), tmp_path / "other")

@@ -170,7 +170,7 @@ def test_a_fingerprint_changes_with_content_and_reading_but_not_with_place_or_ti
     os.utime(tmp_path / "one" / "a.jsonl", (1, 1))
     assert fingerprint() == first
     assert fingerprint(field="body") != first
-    assert fingerprint(invalid_utf8="refuse") != first
+    assert fingerprint(on_bad_document="error") != first
     (tmp_path / "one" / "a.jsonl").write_bytes(json_lines({"text": "c", "body": "b"}))
     assert fingerprint() != first
 

@@ -304,6 +304,7 @@ def test_a_start_that_cannot_go_on_is_refused(
         train(tiny(home, name=name, **changes))
 
 
+@pytest.mark.fault("F25")
 def test_a_run_is_not_continued_on_a_corpus_that_has_changed(home: Path, done: RunRecord) -> None:
     unfinished(home, "changed")
     text = home / "text.txt"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import xxhash
@@ -32,12 +32,16 @@ class Digests:
 
     def of(self, file: Path) -> str:
         """The hash (hex) of the content of ``file``."""
+        return str(self.entry(file)[1])
+
+    def entry(self, file: Path) -> list[int | str]:
+        """Size in bytes and hash of ``file``."""
         try:
             stat = file.stat()
             stamp: list[int | str] = [stat.st_size, stat.st_mtime_ns]
             name = os.path.abspath(file)
             if (known := self._known.get(name)) and known[:2] == stamp:
-                return str(known[2])
+                return [known[0], known[2]]
             digest = xxhash.xxh3_128()
             with file.open("rb") as stream:
                 while block := stream.read(_BLOCK):
@@ -46,7 +50,7 @@ class Digests:
             raise DataError(f"{file}: cannot be read ({error.strerror}); fix the file or its path") from error
         self._known[name] = [*stamp, digest.hexdigest()]
         self._changed = True
-        return digest.hexdigest()
+        return [stat.st_size, digest.hexdigest()]
 
     def save(self) -> None:
         """Write what was learned, in one step, where anything was."""
@@ -56,3 +60,23 @@ class Digests:
             partial.write_text(json.dumps(self._known))
             partial.replace(self._memory)
             self._changed = False
+
+
+def changes(before: Mapping[str, list[int | str]], now: Mapping[str, list[int | str]]) -> list[str]:
+    """What differs between two inventories of files, a phrase each; a file that only lies elsewhere does not."""
+    moved = {name for name in before if name not in now and before[name] in now.values()}
+    said = [
+        f"{name} is gone" if name not in now else f"{name} has other content ({_sizes(old, now[name])})"
+        for name, old in before.items()
+        if name not in moved and old != now.get(name)
+    ]
+    said += [
+        f"{name} is new" for name, entry in now.items() if name not in before and entry not in before.values()
+    ]
+    if not said and list(before.values()) != list(now.values()):
+        said.append("the files come in another order")
+    return said
+
+
+def _sizes(old: list[int | str], new: list[int | str]) -> str:
+    return f"{old[0]:,} bytes as before" if old[0] == new[0] else f"{old[0]:,} bytes before, {new[0]:,} now"

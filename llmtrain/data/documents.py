@@ -1,19 +1,29 @@
 """What counts as a document, and where a long one is cut: the rules between raw text and anything that is hashed."""
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
 from llmtrain.data.sources.base import Document, Tally
 from llmtrain.errors import DataError
 
-OnBad = Literal["skip", "error"]
-OnInvalid = Literal["replace", "refuse"]
+OnBad = Literal["skip", "replace", "error"]
 
 _BYTE_ORDER_MARK = "\ufeff"
+_REPLACEMENT = "\ufffd"
+_MENDED = {  # what each kind of flaw in a text looks like
+    "NUL character": re.compile("\0"),  # of a binary file, or of UTF-16; SentencePiece would drop it unsaid
+    "lone surrogate": re.compile("[\ud800-\udfff]"),  # from an escape such as \\ud800 in JSON
+}
+# what other pipelines leave where they took the text away
+_SPECIAL = re.compile(
+    r"(?:\s|</?s>|<\|(?:endoftext|begin_of_text|end_of_text|eot_id|im_start|im_end|pad|bos|eos)\|>|"
+    r"\[(?:CLS|SEP|PAD|MASK|UNK|BOS|EOS)\]|<(?:pad|bos|eos|unk|mask|extra_id_\d+|extra_\d+)>)+"
+)
 
 
-def decode(raw: bytes, on_invalid: OnInvalid, tally: Tally, *, file: str, line: int) -> str:
-    """UTF-8 to text; what is invalid becomes U+FFFD and is counted, or is refused, naming its line.
+def decode(raw: bytes, on_bad: OnBad, tally: Tally, *, file: str, line: int) -> str | None:
+    """UTF-8 to text; what is invalid becomes U+FFFD, costs the whole text, or is refused, as ``on_bad`` says.
 
     ``line`` is the number of the first line of ``raw`` in ``file``.
     """
@@ -21,46 +31,73 @@ def decode(raw: bytes, on_invalid: OnInvalid, tally: Tally, *, file: str, line: 
         return raw.decode()
     except UnicodeDecodeError as error:
         at = f"{file}:{line + raw[: error.start].count(10)}"  # 10: a newline
-        if on_invalid == "refuse":
+        if on_bad == "error":
             raise DataError(
                 f"{at}: byte 0x{raw[error.start]:02x} is not valid UTF-8; convert the file, or set "
-                "invalid_utf8=replace to count and replace such bytes"
+                "on_bad_document=replace to count and replace such bytes"
             ) from error
+        if on_bad == "skip":
+            tally.drop("document with invalid UTF-8", at)
+            return None
         text = raw.decode(errors="replace")
-        tally.repair("invalid UTF-8 sequence", at, text.count("\ufffd") - raw.count("\ufffd".encode()))
+        tally.repair(
+            "invalid UTF-8 sequence", at, text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
+        )
         return text
 
 
 def accept(value: object, on_bad: OnBad, tally: Tally, *, file: str, place: str) -> Document | None:
-    """``value`` as a document, or None where it is none: then counted, or refused, as ``on_bad`` says."""
-    fault = _fault(value)
-    if fault is None:
-        assert isinstance(value, str)
-        text = value.removeprefix(_BYTE_ORDER_MARK)
-        tally.repair("byte order mark removed", f"{file}:{place}", len(value) - len(text))
-        return Document(text, file, place)
-    if on_bad == "error":
+    """``value`` as a document, or None where it is none: then counted, or refused, as ``on_bad`` says.
+
+    "replace" mends what leaves a text, character by character; what does not is skipped.
+    """
+    at = f"{file}:{place}"
+    text = value.removeprefix(_BYTE_ORDER_MARK) if isinstance(value, str) else ""
+    flaws, mended = _flaws(text), text
+    if flaws and on_bad == "error":
         raise DataError(
-            f"{file}:{place}: {fault}; repair it, or set on_bad_document=skip to count and skip such"
+            f"{at}: document with a {flaws[0]}; repair it, or set on_bad_document=replace to count and replace "
+            "such characters, on_bad_document=skip to leave the document out"
         )
-    tally.drop(fault, f"{file}:{place}")
-    return None
+    if flaws and on_bad == "skip":
+        tally.drop(f"document with a {flaws[0]}", at)
+        return None
+    for flaw in flaws:
+        mended = _MENDED[flaw].sub(_REPLACEMENT, mended)
+    if fault := _fault(value, mended):
+        if on_bad == "error":
+            raise DataError(f"{at}: {fault}; repair it, or set on_bad_document=skip to count and skip such")
+        tally.drop(fault, at)
+        return None
+    for flaw in flaws:
+        tally.repair(flaw, at, len(_MENDED[flaw].findall(text)))
+    if isinstance(value, str) and len(text) < len(value):
+        tally.repair("byte order mark removed", at)
+    return Document(mended, file, place)
 
 
-def _fault(value: object) -> str | None:
+def _flaws(text: str) -> list[str]:
+    """The kinds of characters in ``text`` that no text has; fast where there are none."""
+    found = ["NUL character"] if "\0" in text else []
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        found.append("lone surrogate")
+    return found
+
+
+def _fault(value: object, text: str) -> str | None:
+    """Why ``value``, of which ``text`` was made, leaves nothing to train on."""
     if value is None:
         return "missing text (null)"
     if not isinstance(value, str):
         return f"text that is no string ({type(value).__name__})"
-    text = value.removeprefix(_BYTE_ORDER_MARK)
     if not text or text.isspace():
         return "empty document"
-    if "\0" in text:
-        return "document with a NUL character"  # binary, or UTF-16; SentencePiece would drop it unsaid
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "document with a lone surrogate"  # from an escape such as \\ud800 in JSON
+    if _SPECIAL.fullmatch(text):
+        return "document of special tokens alone"
+    if 2 * text.count(_REPLACEMENT) >= len(text):
+        return "document that is mostly no text (binary, or in another encoding)"
     return None
 
 

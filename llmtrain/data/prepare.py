@@ -19,6 +19,7 @@ from llmtrain.data.digests import Digests, combine
 from llmtrain.data.encode import Job, write_shards
 from llmtrain.data.held_out import DOCUMENTS, fingerprint_of, prepare_set
 from llmtrain.data.shards import Shards
+from llmtrain.data.sources.base import summary
 from llmtrain.data.split import split
 from llmtrain.data.spool import Spool, blocks, open_index, spool_documents
 from llmtrain.data.stages import alone, flush, stage, storage_told
@@ -30,10 +31,14 @@ from llmtrain.types import Vocab
 log = logging.getLogger(__name__)
 
 _SIDES = ("train", "validation")
+FILES = "files.json"  # what the text was read from
 _TRAINED = "trained_documents.bin"  # hashes of the documents of which any text is for training
 _FORMAT = 1  # of the rules: a change of what they yield makes every corpus anew
 
 Progress = Callable[[str, int, int | None], None]  # stage, bytes done, bytes in all (None: not known)
+
+
+Inventories = dict[str, dict[str, list[int | str]]]  # by part of a corpus, size and hash of its files by path
 
 
 class Part(NamedTuple):
@@ -54,9 +59,17 @@ class Prepared(NamedTuple):
     validation: dict[str, Shards]  # by part
     held_out: dict[str, Shards]  # the named sets
     fingerprint: str  # of the text and of the rules that split it, whatever the tokenizer
+    files: Inventories  # what the text was read from
     report: dict[
         str, Any
     ]  # by part and by named set: documents, bytes, tokens, what was dropped; seconds by stage
+
+    def left_out(self) -> list[str]:
+        """What reading left out or mended of the text, a line for each part and named set where there was any."""
+        of = {**self.report["parts"], **self.report["held_out"]}
+        return [
+            f"{name}: left out or mended {said}" for name, report in of.items() if (said := summary(report))
+        ]
 
 
 def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progress | None = None) -> Prepared:
@@ -80,11 +93,13 @@ def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progres
         if not _is_whole(folder, shares):
             with alone(folder.with_suffix(".lock")):
                 if not _is_whole(folder, shares):  # another process may have made it while this one waited
+                    files = {name: part.source.inventory(digests) for name, part in parts.items()}
                     making = _Making(folder.with_suffix(".partial"), parts, shares, fingerprint, told)
                     making.run(tokenizer, data.workers)
                     if _fingerprint(parts, shares, digests) != fingerprint:
                         shutil.rmtree(making.folder)
                         raise DataError("a file of the corpus changed while it was prepared; start again")
+                    (making.folder / FILES).write_text(json.dumps(files, indent=1, ensure_ascii=False))
                     shutil.rmtree(folder, ignore_errors=True)
                     making.folder.rename(folder)
                     flush(cache)
@@ -119,7 +134,9 @@ def _fingerprint(parts: dict[str, Corpus], shares: dict[str, float], digests: Di
 def _is_whole(folder: Path, names: Iterable[str]) -> bool:
     """Whether nothing is missing; a user may have deleted a part that was damaged, to have it made again."""
     sides = [folder / name / side for name in names for side in (*_SIDES, _TRAINED)]
-    return all(path.exists() for path in (folder / "tokenizer", folder / "report.json", *sides))
+    return all(
+        path.exists() for path in (folder / "tokenizer", folder / "report.json", folder / FILES, *sides)
+    )
 
 
 def _open(folder: Path, shares: dict[str, float], fingerprint: str) -> Prepared:
@@ -130,7 +147,10 @@ def _open(folder: Path, shares: dict[str, float], fingerprint: str) -> Prepared:
     )
     validation = {name: Shards.open_for(folder / name / "validation", tokenizer) for name in shares}
     report = json.loads((folder / "report.json").read_text()) | {"held_out": {}}
-    return Prepared(folder, tokenizer, train[0].shards.vocab, train, validation, {}, fingerprint, report)
+    files = json.loads((folder / FILES).read_text())
+    return Prepared(
+        folder, tokenizer, train[0].shards.vocab, train, validation, {}, fingerprint, files, report
+    )
 
 
 class _Making:

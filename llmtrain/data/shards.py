@@ -140,10 +140,23 @@ def _verify(folder: Path, manifest: dict[str, Any]) -> None:
                 f"{folder / name} is not what was written: its checksum differs; {_way_out(folder)}"
             )
     tokens = _map(folder / TOKENS, _DTYPES[manifest["dtype"]])
-    highest = max(int(tokens[i : i + _BLOCK].max()) for i in range(0, len(tokens), _BLOCK))
+    offsets = _map(folder / OFFSETS, np.dtype(np.int64))
+    highest = n_separators = 0
+    for i in range(0, len(tokens), _BLOCK):
+        block = tokens[i : i + _BLOCK]
+        highest = max(highest, int(block.max()))
+        n_separators += int(
+            np.count_nonzero(block == tokens[0])
+        )  # the first is one: BOS, of which no text is made
     if highest >= manifest["vocab_size"]:
         raise DataError(
             f"{folder / TOKENS} has id {highest}, outside its vocabulary of {manifest['vocab_size']}; "
+            f"{_way_out(folder)}"
+        )
+    rising = (np.diff(offsets) > 0).all() and offsets[0] == 0 and offsets[-1] == len(tokens) - 1
+    if not (rising and n_separators == len(offsets) and (tokens[offsets] == tokens[0]).all()):
+        raise DataError(
+            f"{folder / OFFSETS} does not lead to the documents of {TOKENS}: the two are not of one writing; "
             f"{_way_out(folder)}"
         )
     with suppress(OSError):  # a read-only folder: verified anew each time

@@ -1,6 +1,5 @@
 """A corpus on the way: documents as one run of UTF-8 on disk beside an index of fixed-size records."""
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.data.documents import cut
 from llmtrain.data.sources.base import Tally
 from llmtrain.errors import DataError
-
-log = logging.getLogger(__name__)
 
 INDEX = np.dtype(
     [
@@ -74,8 +71,6 @@ def spool_documents(
     if n_documents == 0:
         reason = tally.summary() or "the source gives no document"
         raise DataError(f"the corpus is empty: {reason}; correct data.source")
-    if summary := tally.summary():
-        log.info("left out or repaired: %s", summary)
     return {"documents": n_documents, "bytes": n_bytes, **tally.report()}
 
 

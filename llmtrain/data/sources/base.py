@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from llmtrain.config import config
 from llmtrain.data.digests import Digests
@@ -42,9 +42,13 @@ class Tally:
         return {"dropped": dict(self.dropped), "repaired": dict(self.repaired), "first": dict(self.first)}
 
     def summary(self) -> str:
-        """The counts in one line, with where each first happened; empty if there are none."""
-        counts = {**self.dropped, **self.repaired}
-        return ", ".join(f"{n} {reason} (first: {self.first[reason]})" for reason, n in counts.items())
+        return summary(self.report())
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The counts of a ``Tally.report`` in one line, with where each first happened; empty if there are none."""
+    counts = {**report["dropped"], **report["repaired"]}
+    return ", ".join(f"{n} {reason} (first: {report['first'][reason]})" for reason, n in counts.items())
 
 
 @config
@@ -61,6 +65,10 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self, digests: Digests) -> str:
         """A hash of all that decides what ``documents`` yields; ``digests`` remembers files that did not change."""
+
+    def inventory(self, digests: Digests) -> dict[str, list[int | str]]:
+        """What lies on this machine of it, in the order of reading: by path, size in bytes and hash."""
+        return {}
 
     def held_out(self, document: Document) -> bool | None:
         """Whether the source itself keeps ``document`` for validation; None leaves it to the hash of the text."""

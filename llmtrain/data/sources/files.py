@@ -1,44 +1,56 @@
 """Bytes out of files, plain or compressed, in memory that does not grow with the file."""
 
-import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
 from llmtrain.errors import DataError
 
-COMPRESSED = (".gz", ".xz", ".zst")
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),  # 31: within the header and the checksum of gzip
+    ".xz": lzma.LZMADecompressor,
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+COMPRESSED = tuple(_DECOMPRESSORS)
 _BLOCK = 1 << 20
+_COMPRESSED_BLOCK = 1 << 16  # may decompress to a thousand times as much
+
+
+class BadFile(DataError):
+    """A file, or a line of it, that is not what its format says; ``reason`` is what it is counted under."""
+
+    def __init__(self, message: str, reason: str = "damaged file, read up to the damage") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The content of ``path``, decompressed by its suffix. Raises DataError where it is cut off or damaged."""
+    """The content of ``path``, decompressed by its suffix.
+
+    Raises BadFile, naming the line, where it is cut off or damaged.
+    """
+    line = 1
     try:
-        if path.suffix.lower() in COMPRESSED and path.stat().st_size == 0:
-            raise EOFError  # gzip would take it for an empty archive
         with path.open("rb") as stream:
-            match path.suffix.lower():
-                case ".gz":
-                    yield from _read(gzip.GzipFile(fileobj=stream))
-                case ".xz":
-                    yield from _read(lzma.LZMAFile(stream))  # noqa: SIM115
-                case ".zst":
-                    yield from _zstandard(stream)
-                case _:
-                    yield from _read(stream)
+            for block in _decompressed(stream, path.suffix.lower()):
+                yield block
+                line += block.count(b"\n")
     except EOFError as error:
-        raise DataError(
-            f"{path}: the compressed file is cut off before its end; fetch or write it again"
+        raise BadFile(
+            f"{path}:{line}: the compressed file is cut off before its end; fetch or write it again"
         ) from error
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+    except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         kind = path.suffix.lstrip(".")
-        raise DataError(f"{path}: not a valid .{kind} file ({error}); fetch or write it again") from error
+        raise BadFile(
+            f"{path}:{line}: not a valid .{kind} file ({error}); fetch or write it again"
+        ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fix the file or its path") from error
+        raise BadFile(f"{path}: cannot be read ({error.strerror}); fix the file or its path") from error
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -78,20 +90,27 @@ def _character_start(text: bytes, end: int) -> int:
     return end
 
 
-def _read(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    while block := stream.read(_BLOCK):
-        yield block
+def _decompressed(stream: io.BufferedIOBase, suffix: str) -> Iterator[bytes]:
+    """Member by member, as an archive may have several.
 
-
-def _zstandard(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    """Frame by frame: the library's own stream reader takes a frame that is cut off for the end of the file."""
-    frame, inside = zstandard.ZstdDecompressor().decompressobj(), False
-    for block in _read(stream):
+    The libraries' own readers lose what comes before a cut, and that of zstandard takes a cut for the end.
+    """
+    new = _DECOMPRESSORS.get(suffix)
+    if new is None:
+        yield from _read(stream, _BLOCK)
+        return
+    member, inside = new(), True  # a file without a single byte is cut off too
+    for block in _read(stream, _COMPRESSED_BLOCK):
         rest = block
-        while rest:
-            yield frame.decompress(rest)
-            rest, inside = frame.unused_data, not frame.eof
-            if frame.eof:
-                frame = zstandard.ZstdDecompressor().decompressobj()
+        while rest := rest if inside else rest.lstrip(b"\0"):  # zeros may pad what comes between members
+            yield member.decompress(rest)
+            rest, inside = member.unused_data, not member.eof
+            if member.eof:
+                member = new()
     if inside:
         raise EOFError
+
+
+def _read(stream: io.BufferedIOBase, size: int) -> Iterator[bytes]:
+    while block := stream.read(size):
+        yield block

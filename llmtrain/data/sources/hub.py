@@ -28,7 +28,7 @@ class Hub(Source):
     data_files: str | tuple[str, ...] | None = None
     field: str = "text"
     streaming: bool = True
-    on_bad_document: OnBad = "skip"
+    on_bad_document: OnBad = "replace"
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         where = self._where()
@@ -42,6 +42,9 @@ class Hub(Source):
     def fingerprint(self, digests: Digests) -> str:
         named = [self.path, self.name, self.split, self.revision, self.field, self.on_bad_document]
         return combine([*named, self._data_files(), [digests.of(file) for file in self._local_files()]])
+
+    def inventory(self, digests: Digests) -> dict[str, list[int | str]]:
+        return {str(file): digests.entry(file) for file in self._local_files()}
 
     def _data_files(self) -> list[str]:
         return [self.data_files] if isinstance(self.data_files, str) else list(self.data_files or ())

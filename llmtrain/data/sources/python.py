@@ -61,12 +61,16 @@ class StandardLibrary(Source):
             if not raw.strip():  # the empty __init__.py of many packages: no news to the user
                 continue
             text = decode(raw, "replace", tally, file=name, line=1)
+            assert text is not None, "what is replaced is not dropped"
             if document := accept(text, "skip", tally, file=name, place="1"):
                 yield document
 
     def fingerprint(self, digests: Digests) -> str:
         held_out = sorted(HELD_OUT)
         return combine([held_out, *((name, digests.of(_root() / name)) for name in self.files())])
+
+    def inventory(self, digests: Digests) -> dict[str, list[int | str]]:
+        return {name: digests.entry(_root() / name) for name in self.files()}
 
     def held_out(self, document: Document) -> bool:
         path = Path(document.file)

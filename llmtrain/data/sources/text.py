@@ -5,12 +5,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from llmtrain.config import config
 from llmtrain.data.digests import Digests, combine
-from llmtrain.data.documents import OnBad, OnInvalid, accept, decode
+from llmtrain.data.documents import OnBad, accept, decode
 from llmtrain.data.sources.base import Document, Source, Tally
-from llmtrain.data.sources.files import COMPRESSED, lines, pieces
+from llmtrain.data.sources.files import COMPRESSED, BadFile, lines, pieces
 from llmtrain.errors import ConfigError, DataError
 
 _PLAIN = (".txt", ".md", ".py")
@@ -25,8 +26,8 @@ class TextFiles(Source):
 
     paths: str | tuple[str, ...]
     field: str = "text"
-    invalid_utf8: OnInvalid = "replace"
-    on_bad_document: OnBad = "skip"
+    on_bad_document: OnBad = "replace"
+    on_bad_file: Literal["error", "skip"] = "error"
 
     def files(self, tally: Tally) -> list[Path]:
         """Every file to read. Raises DataError for a path or a glob with nothing to read in it."""
@@ -38,24 +39,40 @@ class TextFiles(Source):
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         for file in self.files(tally):
-            match _format(file):
-                case ".jsonl":
-                    yield from self._json_lines(file, tally)
-                case ".parquet":
-                    yield from self._parquet(file, tally)
-                case _:
-                    yield from self._text(file, tally)
+            try:
+                match _format(file):
+                    case ".jsonl":
+                        yield from self._json_lines(file, tally)
+                    case ".parquet":
+                        yield from self._parquet(file, tally)
+                    case _:
+                        yield from self._text(file, tally)
+            except BadFile as error:
+                self._refuse(error, str(file), tally)
 
     def fingerprint(self, digests: Digests) -> str:
         # where a file lies says nothing of what is in it; its format decides how it is read
         files = [(_format(file), file.suffix, digests.of(file)) for file in self.files(Tally())]
-        return combine([self.field, self.invalid_utf8, self.on_bad_document, files])
+        return combine([self.field, self.on_bad_document, self.on_bad_file, files])
+
+    def inventory(self, digests: Digests) -> dict[str, list[int | str]]:
+        return {str(file): digests.entry(file) for file in self.files(Tally())}
+
+    def _refuse(self, error: BadFile, place: str, tally: Tally) -> None:
+        """Raise ``error``, or count it where the config says so."""
+        if self.on_bad_file == "error":
+            raise BadFile(f"{error}; on_bad_file=skip counts and skips such") from error
+        tally.drop(error.reason, place)
+
+    def _accepted(self, value: object, tally: Tally, file: Path, place: str) -> Iterator[Document]:
+        if document := accept(value, self.on_bad_document, tally, file=str(file), place=place):
+            yield document
 
     def _text(self, file: Path, tally: Tally) -> Iterator[Document]:
         for line, raw in pieces(file, _PIECE):
-            text = decode(raw, self.invalid_utf8, tally, file=str(file), line=line)
-            if document := accept(text, self.on_bad_document, tally, file=str(file), place=str(line)):
-                yield document
+            text = decode(raw, self.on_bad_document, tally, file=str(file), line=line)
+            if text is not None:
+                yield from self._accepted(text, tally, file, str(line))
 
     def _json_lines(self, file: Path, tally: Tally) -> Iterator[Document]:
         number = 0
@@ -64,58 +81,74 @@ class TextFiles(Source):
             if not raw.strip():
                 tally.drop("blank line", where)
                 continue
-            line = decode(raw, self.invalid_utf8, tally, file=str(file), line=number)
+            line = decode(raw, self.on_bad_document, tally, file=str(file), line=number)
+            if line is None:
+                continue
             try:
-                row = json.loads(line.removeprefix("\ufeff"))
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{where}: the line is not JSON ({error}); write one JSON object a line, or repair the line"
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{where}: the line is JSON but no object ({type(row).__name__}); write lines such as "
-                    f'{{"{self.field}": "..."}}'
-                )
-            if self.field not in row:
-                raise DataError(f"{where}: {missing_field(self.field, row)}")
-            if document := accept(
-                row[self.field], self.on_bad_document, tally, file=str(file), place=str(number)
-            ):
-                yield document
+                value = self._value(line, where)
+            except BadFile as error:
+                self._refuse(error, where, tally)
+                continue
+            yield from self._accepted(value, tally, file, str(number))
         if number == 0:
-            raise DataError(f"{file}: the file is empty; remove it from the paths, or write it again")
+            raise _empty(file)
+
+    def _value(self, line: str, where: str) -> object:
+        """What the field of a JSON line holds."""
+        try:
+            row = json.loads(line.removeprefix("\ufeff"))
+        except (ValueError, RecursionError) as error:
+            raise BadFile(
+                f"{where}: the line is not JSON ({error}); write one JSON object a line, or repair the line",
+                "line that is not JSON",
+            ) from error
+        if not isinstance(row, dict):
+            raise BadFile(
+                f"{where}: the line is JSON but no object ({type(row).__name__}); write lines such as "
+                f'{{"{self.field}": "..."}}',
+                "line that is no JSON object",
+            )
+        if self.field not in row:
+            raise BadFile(f"{where}: {missing_field(self.field, row)}", "line without the field")
+        return row[self.field]
 
     def _parquet(self, file: Path, tally: Tally) -> Iterator[Document]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        row = 0
         try:
             table = pq.ParquetFile(file)
             names = table.schema_arrow.names
             if self.field not in names:
-                raise DataError(f"{file}: {missing_field(self.field, names)}")
-            row = 0
+                raise BadFile(f"{file}: {missing_field(self.field, names)}", "file without the field")
             for batch in table.iter_batches(_BATCH, columns=[self.field]):
                 # as bytes: strings in Parquet are not checked to be UTF-8 by all that write them
                 for value in batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
                     row += 1
                     place = f"row {row}"
                     if value is not None:
-                        value = decode(value, self.invalid_utf8, tally, file=f"{file}:{place}", line=1)
-                    if document := accept(value, self.on_bad_document, tally, file=str(file), place=place):
-                        yield document
+                        value = decode(value, self.on_bad_document, tally, file=f"{file}:{place}", line=1)
+                        if value is None:
+                            continue
+                    yield from self._accepted(value, tally, file, place)
         except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             kind = table.schema_arrow.field(self.field).type
-            raise DataError(
-                f"{file}: the field {self.field!r} holds {kind}, not text; choose another with field="
+            raise BadFile(
+                f"{file}: the field {self.field!r} holds {kind}, not text; choose another with field=",
+                "file without the field",
             ) from error
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(
-                f"{file}: not a whole Parquet file ({reason}); fetch or write it again"
+            raise BadFile(
+                f"{file}: not a whole Parquet file (after row {row}: {reason}); fetch or write it again"
             ) from error
         if row == 0:
-            raise DataError(f"{file}: the file has no rows; remove it from the paths, or write it again")
+            raise _empty(file)
+
+
+def _empty(file: Path) -> BadFile:
+    return BadFile(f"{file}: the file is empty; remove it from the paths, or write it again", "empty file")
 
 
 def missing_field(field: str, there: object) -> str:
