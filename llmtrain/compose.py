@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llmtrain.config import to_plain
 from llmtrain.errors import ConfigError
 from llmtrain.overrides import Override, parse
 from llmtrain.refusals import refusal
@@ -82,20 +83,40 @@ def instantiate(cfg: DictConfig | Mapping[str, Any]) -> "Run":
     check_targets(plain)
     for key, target in targets(plain):
         resolve(target, key)
-    import hydra
-    from hydra.errors import InstantiationException
-
     from llmtrain.run import Run
 
     if resolve(plain.get("_target_", "")) is not Run:
         raise ConfigError(
             f"_target_={plain['_target_']} is not a run: at the root it must be llmtrain.run.Run"
         )
+    run: Run = build(plain)
+    return run
+
+
+def build(plain: Any) -> Any:
+    """The classes that a tree of plain data names, made from the inside out.
+
+    Raises ConfigError in one line for whatever a class refuses.
+    """
+    import hydra
+    from hydra.errors import InstantiationException
+
     try:
-        run: Run = hydra.utils.instantiate(plain, _convert_="all")
+        made = hydra.utils.instantiate(plain, _convert_="all")
     except InstantiationException as error:
         raise refusal(error, plain) from None
-    return run
+    _refuse_truth_as_number(plain, to_plain(made))
+    return made
+
+
+def _refuse_truth_as_number(given: Any, made: Any, prefix: str = "") -> None:
+    """Python, and pydantic with it, takes true for 1."""
+    pairs = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, list) else ()
+    for name, value in pairs:
+        kept = _at(made, [str(name)])
+        if isinstance(value, bool) and isinstance(kept, int | float) and not isinstance(kept, bool):
+            raise ConfigError(f"{prefix}{name}: got {str(value).lower()}, expected a number")
+        _refuse_truth_as_number(value, kept, f"{prefix}{name}.")
 
 
 def run_from(overrides: Sequence[str]) -> "Run":
@@ -128,10 +149,20 @@ def _composed(folder: Path, config: str, words: tuple[str, ...]) -> tuple[dict, 
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             composed = hydra.compose(config, overrides=list(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"configs/ cannot be composed: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"configs/ cannot be composed: {_nearer(' '.join(str(error).split()))}") from None
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     made_of = plain.pop("hydra")["runtime"]["choices"]
     return plain, {group: made_of[group] for group in defaults(config) if group in made_of}
+
+
+def _nearer(said: str) -> str:
+    """What Hydra says of a file's defaults, with the nearest group or choice in the place of a list of all."""
+    if found := re.match(r"In .*?: Could not find '(\w+)/(.+?)'", said):
+        names = choices().get(found[1], [])
+        return f"{found[0]}: {did_you_mean([f'{found[1]}/{n}' for n in nearest(found[2], names)], names)}"
+    if found := re.match(r"In .*?: Could not override '(\w+)'", said):
+        return f"{found[0]}: {did_you_mean(nearest(found[1], choices()), choices())}"
+    return said
 
 
 def _settle_experiment(

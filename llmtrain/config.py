@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
-    """Make ``cls`` a config: frozen, keyword-only, unknown fields refused, values checked."""
-    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)  # type: ignore[return-value]
+    """Make ``cls`` a config: frozen, keyword-only, unknown fields refused, values checked, numbers finite."""
+    return dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))(cls)  # type: ignore[return-value]
 
 
 def free(default: Any = MISSING, **kwargs: Any) -> Any:

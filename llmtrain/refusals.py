@@ -20,20 +20,25 @@ def refusal(error: Exception, plain: Mapping[str, Any]) -> BaseException:
     from pydantic import ValidationError
 
     cause = error.__cause__ or error
-    key = _key(error)
+    key = _key(error, plain)
     if isinstance(cause, ValidationError):
         return ConfigError(_line(cause.errors(), key, plain))
     if isinstance(cause, UserError) and not isinstance(cause, ConfigError):
         return cause
     if isinstance(cause, ValueError | TypeError):
-        return ConfigError(_placed(str(cause), key))
+        return ConfigError(_placed(str(cause), key, plain))
     return cause
 
 
-def _key(error: Exception) -> str:
+def _key(error: Exception, plain: Any) -> str:
     """Where in the config the class stands, as Hydra ends its message with it; empty at the root."""
     found = re.search(r"\nfull_key: (.+)$", str(error))
-    return re.sub(r"\[(\d+)\]", r".\1", found.group(1)) if found else ""
+    parts = re.sub(r"\[(\d+)\]", r".\1", found.group(1)).split(".") if found else []
+    # of the item of a list it says layers0
+    split = re.fullmatch(r"(.*?)(\d+)", parts[-1]) if parts else None
+    if split and isinstance(_inside(plain, [*parts[:-1], split[1]])[1], list):
+        parts[-1:] = split.groups()
+    return ".".join(parts)
 
 
 def _line(errors: Sequence[Any], key: str, plain: Any) -> str:
@@ -44,7 +49,7 @@ def _line(errors: Sequence[Any], key: str, plain: Any) -> str:
     expected: dict[tuple[str, str], list[str]] = {}  # by (key, what it got): a union has one for each member
     for error in errors:
         if error["type"] == "value_error":
-            said.append(_placed(str(error["ctx"]["error"]), key))
+            said.append(_placed(str(error["ctx"]["error"]), key, plain))
         elif error["type"] == "unexpected_keyword_argument":
             said.append(_unknown(key, node, error["loc"]))
         elif error["type"] == "missing" and isinstance(error["loc"][-1], str):
@@ -106,7 +111,17 @@ def _shown(value: Any) -> str:
     return "null" if value is None else repr(value)
 
 
-def _placed(text: str, key: str) -> str:
-    """A message of a class's own, with its place where it does not name it."""
+def _placed(text: str, key: str, plain: Any) -> str:
+    """A message of a class's own, with its place where it does not name it.
+
+    A class begins it with the field, as it does not know where in the config it stands.
+    """
     line = " ".join(text.split())
-    return line if not key or key in line else f"{key}: {line}"
+    if not key or re.search(rf"(?<![\w.]){re.escape(key)}\b", line):
+        return line
+    node = _inside(plain, key.split("."))[1]
+    group = key.partition(".")[0]
+    if line.startswith(f"{group}."):  # as it stands most often
+        line = line.removeprefix(f"{group}.")
+    field = re.match(r"\w+", line)
+    return f"{key}.{line}" if field and isinstance(node, dict) and field[0] in node else f"{key}: {line}"

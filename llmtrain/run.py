@@ -97,8 +97,18 @@ class Run:
                             "which has no plan for sharing its matrices out over ranks: set trainer=fsdp, which shards "
                             "any layer"
                         )
+        self.objective.check_sentinels(self.tokenizer.n_sentinels, self.seq_len)
+        self._check_widths()
         if self.name is not None and (Path(self.name).name != self.name or self.name in {"", ".", ".."}):
             raise ValueError(f"name={self.name!r} must be the name of one folder under {self.runs}/")
+
+    def _check_widths(self) -> None:
+        """Build a layer of each kind, without memory: what cannot have the width says so before text is prepared."""
+        if (
+            width := self.model.d_model or self.size.d_model
+        ):  # else it is solved for, once the vocabulary is known
+            layers = dataclasses.replace(self.model, n_layers=len(self.model.layers), d_model=width)
+            size(layers, self.objective, self.tokenizer.n_reserved + 1)
 
     @property
     def init_seed(self) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from llmtrain.config import config, free
 from llmtrain.data.sources.base import Source
@@ -95,8 +95,8 @@ class Mix:
     held_out: NamedSources = field(default_factory=dict)
     isolate_documents: bool = True
     cache: str = free("cache")
-    workers: int | None = free(None)
-    loader_workers: int = free(0)
+    workers: PositiveInt | None = free(None)
+    loader_workers: NonNegativeInt = free(0)
 
     def __post_init__(self) -> None:
         if not self.components:

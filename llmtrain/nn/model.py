@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
@@ -39,7 +40,7 @@ class ModelConfig:
     n_layers: int | None = None  # none: the size dial's
     d_model: int | None = None  # none: the size dial's
     norm: Literal["pre", "sandwich"] = "pre"  # before each part, or before and after it
-    norm_eps: float = 1e-6
+    norm_eps: PositiveFloat = 1e-6
     tie_embeddings: bool = True  # the head reads the input embedding's table
     share_embeddings: bool = True  # an encoder reads the decoder's table; else it has one of its own
     embed_scale: bool = False  # embeddings times sqrt(d_model) (Vaswani et al. 2017), as Gemma has them

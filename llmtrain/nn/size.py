@@ -1,5 +1,7 @@
 """The size dial: one setting for depth and width, or for a number of parameters."""
 
+from pydantic import PositiveFloat
+
 from llmtrain.config import config
 
 
@@ -13,7 +15,7 @@ class Dial:
 
     n_layers: int
     d_model: int | None = None
-    n: float | None = None  # parameters without the input embedding, the head counted once
+    n: PositiveFloat | None = None  # parameters without the input embedding, the head counted once
     step: int = 8  # the solver tries its multiples, of them those that the layers can have (head_dim)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from llmtrain.config import config
 from llmtrain.nn.base import HeadModule
 from llmtrain.nn.model import Model, ModelConfig
 from llmtrain.nn.routing import routers, routing_loss
-from llmtrain.types import Routing, Row, Seq, Visibility, Vocab
+from llmtrain.types import N_FIXED, Routing, Row, Seq, Visibility, Vocab
 
 
 class Loss(NamedTuple):
@@ -171,8 +171,12 @@ class Objective(ABC):
     def check_held_out(self, rows: Iterable[Row]) -> None:  # noqa: B027 - most objectives take any
         """Refuse held-out rows that cannot be scored. Raises ConfigError with the way out."""
 
-    def check_vocab(self, vocab: Vocab, seq_len: int) -> None:  # noqa: B027 - most objectives take any
-        """Refuse a tokenizer that lacks what examples are made with. Raises ValueError with the way out."""
+    def check_sentinels(self, n_sentinels: int, seq_len: int) -> None:  # noqa: B027 - most objectives need none
+        """Refuse a tokenizer with fewer sentinels than examples take. Raises ValueError with the way out."""
+
+    def check_vocab(self, vocab: Vocab, seq_len: int) -> None:
+        """Refuse a vocabulary that lacks what examples are made with. Raises ValueError with the way out."""
+        self.check_sentinels(vocab.n_reserved - N_FIXED, seq_len)
 
 
 class Sample(NamedTuple):

@@ -98,11 +98,11 @@ class Denoising(Denoiser):
         super().check(cfg, seq_len=seq_len, one_document=one_document)
         self.raw_len(seq_len)
 
-    def check_vocab(self, vocab: Vocab, seq_len: int) -> None:
-        need, have = self.noise.n_sentinels(self.raw_len(seq_len)), vocab.n_reserved - N_FIXED
-        if need > have:
+    def check_sentinels(self, n_sentinels: int, seq_len: int) -> None:
+        need = self.noise.n_sentinels(self.raw_len(seq_len))
+        if need > n_sentinels:
             raise ValueError(
-                f"{self.score_name} at seq_len={seq_len} needs {need} sentinels and the tokenizer has {have}: "
+                f"{self.score_name} at seq_len={seq_len} needs {need} sentinels and the tokenizer has {n_sentinels}: "
                 f"set tokenizer.n_sentinels={need} or more, or a smaller seq_len"
             )
 

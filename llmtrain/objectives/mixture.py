@@ -69,10 +69,10 @@ class Mixture(Denoiser):
         for one in self.denoisers:
             one.check(cfg, seq_len=seq_len, one_document=one_document)
 
-    def check_vocab(self, vocab: Vocab, seq_len: int) -> None:
+    def check_sentinels(self, n_sentinels: int, seq_len: int) -> None:
         """Names the noise that needs the most sentinels."""
         most = max(self.denoisers, key=lambda one: one.noise.n_sentinels(one.raw_len(seq_len)))
-        most.check_vocab(vocab, seq_len)
+        most.check_sentinels(n_sentinels, seq_len)
 
     def example(
         self, row: Row, vocab: Vocab, *, seq_len: int, rng: np.random.Generator

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -27,11 +28,11 @@ class Attention(Mixer):
     kv_group: int = (
         1  # query heads that share one key and value head: 1 is multi-head, all of them multi-query
     )
-    expand: float = 1.0  # width of all query heads together / d_model
+    expand: PositiveFloat = 1.0  # width of all query heads together / d_model
     qk_norm: bool = True
-    rope_base: float = 10_000.0
+    rope_base: PositiveFloat = 10_000.0
     window: int | None = None  # positions at this distance or further are not seen
-    norm_eps: float = 1e-6
+    norm_eps: PositiveFloat = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("head_dim", "kv_group", "window"):

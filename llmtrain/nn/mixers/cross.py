@@ -2,6 +2,7 @@
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -20,11 +21,11 @@ from llmtrain.types import Seq, Visibility
 class CrossAttention:
     """Attention from every position to the source stream of its own document; no RoPE, since the two streams differ."""
 
-    head_dim: int = 64
-    kv_group: int = 1  # query heads that share a key and value head
-    expand: float = 1.0  # width of all query heads together / d_model
+    head_dim: PositiveInt = 64
+    kv_group: PositiveInt = 1  # query heads that share a key and value head
+    expand: PositiveFloat = 1.0  # width of all query heads together / d_model
     qk_norm: bool = True
-    norm_eps: float = 1e-6
+    norm_eps: PositiveFloat = 1e-6
 
     def build(self, d_model: int) -> "CrossAttentionModule":
         return CrossAttentionModule(self, d_model)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from llmtrain.config import config
@@ -37,7 +38,7 @@ class SSM(Mixer):
     chunk: int = 64  # positions that are taken at a time: speed alone
     dt_min: float = 1e-3  # initial step sizes, log-uniform between these
     dt_max: float = 0.1
-    norm_eps: float = 1e-6
+    norm_eps: PositiveFloat = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("d_state", "head_dim", "expand", "groups", "chunk"):

@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -18,8 +19,8 @@ from llmtrain.types import Hidden, Seq, Visibility
 class GELU(MLP):
     """``down(gelu(up(x)))`` (Hendrycks and Gimpel 2016), as in GPT-2 and BERT, without biases."""
 
-    ratio: float = 4.0  # d_ff / d_model
-    multiple_of: int = 8  # d_ff is rounded up to one
+    ratio: PositiveFloat = 4.0  # d_ff / d_model
+    multiple_of: PositiveInt = 8  # d_ff is rounded up to one
 
     @property
     def splits_over_ranks(self) -> bool:

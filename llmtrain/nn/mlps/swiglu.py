@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -28,8 +29,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 class SwiGLU(MLP):
     """``down(gate(g) * up)`` with g and up two projections of x (Shazeer 2020); with ``gelu`` it is GeGLU."""
 
-    ratio: float = 8 / 3  # d_ff / d_model; 8/3 has as many weights as a plain MLP of ratio 4
-    multiple_of: int = 8  # d_ff is rounded up to one
+    ratio: PositiveFloat = 8 / 3  # d_ff / d_model; 8/3 has as many weights as a plain MLP of ratio 4
+    multiple_of: PositiveInt = 8  # d_ff is rounded up to one
     gate: Literal["silu", "gelu", "gelu_tanh"] = "silu"  # the last is gelu's approximation, which Gemma has
 
     @property
