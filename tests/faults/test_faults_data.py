@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from llmtrain import cli
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.cursor import Cursor
 from llmtrain.data.examples import RankRows
 from llmtrain.data.prepare import Prepared, prepare
 from llmtrain.data.sources.base import Tally
@@ -412,13 +413,6 @@ def test_files_that_came_went_or_changed_places_are_named(tmp_path: Path) -> Non
 WORLDS, MICRO_ROWS = (1, 2, 3, 4, 8), (1, 2, 5)
 
 
-def per_rank(first: int, end: int, micro_rows: int, world: int) -> list[list[int]]:
-    return [
-        list(RankRows(first=first, end=end, micro_rows=micro_rows, rank=rank, world=world))
-        for rank in range(world)
-    ]
-
-
 @pytest.mark.fault("F26", "F27")
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("micro_rows", MICRO_ROWS)
@@ -428,16 +422,18 @@ def test_ranks_share_every_step_without_overlap_and_each_has_as_many_batches(
 ) -> None:
     """Whatever the corpus' files are: a rank that had a batch less would leave the others waiting for it."""
     batch_rows, steps = world * micro_rows * accumulate, 7
-    for first in (0, 3 * batch_rows):  # from the start, and resumed
-        shares = per_rank(first, first + steps * batch_rows, micro_rows, world)
-        assert {len(share) for share in shares} == {steps * micro_rows * accumulate}
-        assert sorted(row for share in shares for row in share) == list(
-            range(first, first + steps * batch_rows)
-        )
+    n_rows, share = steps * batch_rows, micro_rows * accumulate
+    for cursor in (Cursor(), Cursor(3 * batch_rows), Cursor(batch_rows, ((4, 9), (30, 31)))):
+        expected = [cursor.row(n) for n in range(n_rows)]
+        ranks = [
+            list(RankRows(n_rows=n_rows, micro_rows=micro_rows, rank=rank, world=world, cursor=cursor))
+            for rank in range(world)
+        ]
+        assert {len(rows) for rows in ranks} == {steps * share}
         for step in range(steps):  # the rows of a step do not depend on the ranks
-            mine = slice(step * micro_rows * accumulate, (step + 1) * micro_rows * accumulate)
-            of_step = sorted(row for share in shares for row in share[mine])
-            assert of_step == list(range(first + step * batch_rows, first + (step + 1) * batch_rows))
+            of_step = [row for rows in ranks for row in rows[step * share : (step + 1) * share]]
+            assert sorted(of_step) == expected[step * batch_rows : (step + 1) * batch_rows]
+        assert len(set(expected)) == n_rows
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -455,7 +451,7 @@ def test_workers_of_the_loader_neither_lose_nor_repeat_a_row(
     end = 2 * world * micro_rows * 3
     seen = []
     for rank in range(world):
-        rows = RankRows(first=0, end=end, micro_rows=micro_rows, rank=rank, world=world)
+        rows = RankRows(n_rows=end, micro_rows=micro_rows, rank=rank, world=world)
         found = DataLoader(Numbers(), batch_size=micro_rows, sampler=rows, num_workers=workers)
         mine = [k for batch in found for k in batch.tolist()]
         assert mine == list(rows)  # in the order of the sampler
