@@ -104,9 +104,8 @@ class Run:
 
     def _check_widths(self) -> None:
         """Build a layer of each kind, without memory: what cannot have the width says so before text is prepared."""
-        if (
-            width := self.model.d_model or self.size.d_model
-        ):  # else it is solved for, once the vocabulary is known
+        width = self.model.d_model or self.size.d_model
+        if width is not None:  # else it is solved for, once the vocabulary is known
             layers = dataclasses.replace(self.model, n_layers=len(self.model.layers), d_model=width)
             size(layers, self.objective, self.tokenizer.n_reserved + 1)
 

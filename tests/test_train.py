@@ -117,14 +117,14 @@ def unfinished(home: Path, name: str) -> Path:
 def test_a_finished_run_leaves_these_files_and_no_others(home: Path, done: RunRecord) -> None:
     folder = home / "runs" / "done"
     assert {p.name for p in folder.iterdir()} - {".lock"} == {
-        "config.yaml", "overrides.yaml", "environment.json", "files.json", "metrics.jsonl", "checkpoints", "samples.md", "figures",
-        "record.json", "tokenizer",
+        "config.yaml", "overrides.yaml", "environment.json", "files.json", "metrics.jsonl", "checkpoints",
+        "samples.md", "figures", "record.json", "tokenizer",
     }  # fmt: skip
     assert {p.name for p in (folder / "figures").iterdir()} == {"loss.png", "loss.svg"}
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {f"step-{STEPS:08d}"}
     assert (folder / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "overrides.yaml").read_text() == "- name=done\n- eval.every=5\n"
-    environment = json.loads((folder / "environment.json", "files.json").read_text())
+    environment = json.loads((folder / "environment.json").read_text())
     assert environment.keys() >= {"started", "command", "git", "versions", "host"}
     assert (folder / "samples.md").read_text().count("Made:") == 1
 
