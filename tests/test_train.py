@@ -363,7 +363,7 @@ def test_accumulation_is_one_batch(home: Path, optim: str) -> None:
     ("changes", "message"),
     [
         ({"micro_rows": 3}, "micro_rows=3 does not divide the 4 rows .* micro_rows=2 does"),
-        ({"trainer__devices": 3}, "batch_rows=4 cannot be shared by 3 ranks"),
+        ({"trainer__devices": 3}, "batch_rows=4 cannot be shared out to 3 ranks"),
     ],
 )
 def test_a_batch_that_does_not_divide_is_refused(home: Path, changes: dict[str, Any], message: str) -> None:

@@ -354,7 +354,7 @@ def test_parts_that_do_not_fit_are_refused_before_text_is_prepared(words: list[s
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"trainer__devices": 3}, r"batch_rows=4 cannot be shared by 3 ranks: give a multiple of it"),
+        ({"trainer__devices": 3}, r"batch_rows=4 cannot be shared out to 3 ranks: give a multiple of it"),
         ({"micro_rows": 3}, r"micro_rows=3 does not divide the 4 rows .*micro_rows=[24] does"),
         ({"objective": "contrastive", "micro_rows": 2}, r"micro_rows=2 would compare only so many rows"),
     ],
