@@ -20,18 +20,10 @@ Values = Callable[[Model], Iterable[tuple[str, Tensor]]]  # every parameter's wh
 def shard(task: Task, grid: DeviceMesh, *, device: torch.device, dtype: torch.dtype, values: Values) -> None:
     """Leave of ``task``, which is on the meta device, this rank's part, on ``device`` and with its values.
 
-    Layers are split over the tensor axis. What is left is fully sharded over the data axis, by block; embedding, head
-    and the last norm are gathered together, since the loss reads them beside the model. Beyond its part, a rank holds
-    one whole parameter at a time. Raises ConfigError where a layer cannot be split so.
+    Beyond its part, a rank holds one whole parameter at a time. Raises ConfigError where a layer cannot be split so.
     """
     task.to(dtype)
-    blocks = [block for stack in task.model.stacks() for block in stack.blocks]
-    if grid[TENSOR].size() > 1:
-        for block in blocks:
-            block.split_over(grid[TENSOR])
-    if grid[DATA].size() > 1:
-        for module in (*blocks, task):
-            fully_shard(module, mesh=grid[DATA])
+    lay_out(task, grid)
     _materialise(task, device)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # in which all is drawn: with fp64 Lightning has set another
@@ -39,6 +31,22 @@ def shard(task: Task, grid: DeviceMesh, *, device: torch.device, dtype: torch.dt
         fill(task.model, values(task.model))
     finally:
         torch.set_default_dtype(default)
+
+
+def lay_out(task: Task, grid: DeviceMesh) -> None:
+    """Share the parameters of ``task`` out over the grid, wherever they are.
+
+    Layers are split over the tensor axis. What is left is fully sharded over the data axis, by block; embedding, head
+    and the last norm are gathered together, since the loss reads them beside the model. Raises ConfigError where a
+    layer cannot be split so.
+    """
+    blocks = [block for stack in task.model.stacks() for block in stack.blocks]
+    if grid[TENSOR].size() > 1:
+        for block in blocks:
+            block.split_over(grid[TENSOR])
+    if grid[DATA].size() > 1:
+        for module in (*blocks, task):
+            fully_shard(module, mesh=grid[DATA])
 
 
 @torch.no_grad()

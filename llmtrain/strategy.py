@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from llmtrain import ranks
@@ -24,17 +25,24 @@ class Sharded(ModelParallelStrategy):
         So accumulation costs one reduction a step, and the memory of all gradients unsharded.
         """
         assert self.model is not None
-        roots = [module for module in self.model.children() if isinstance(module, FSDPModule)]
-        for root in roots:
-            root.set_requires_gradient_sync(False)
-        try:
+        with unsynchronised(self.model):
             yield
-        finally:
-            for root in roots:
-                root.set_requires_gradient_sync(True)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise AssertionError("a pickle: checkpoints are ours (llmtrain.checkpoint)")
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise AssertionError("a pickle: checkpoints are ours (llmtrain.checkpoint)")
+
+
+@contextmanager
+def unsynchronised(module: nn.Module) -> Iterator[None]:
+    """Within, a backward pass leaves the gradients of what is sharded below ``module`` whole and unreduced."""
+    roots = [child for child in module.children() if isinstance(child, FSDPModule)]
+    for root in roots:
+        root.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        for root in roots:
+            root.set_requires_gradient_sync(True)

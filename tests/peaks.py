@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
+from llmtrain.dry_run.live import tensors
 from llmtrain.lit import Pretrain
 from llmtrain.pretrain import train
 from llmtrain.run import Run
@@ -22,7 +23,7 @@ def real_peak(run: Run, steps: int) -> int:
     begin, step = Pretrain.on_train_start, Pretrain.optimizer_step
 
     def on_train_start(self: Pretrain) -> None:
-        state = [*self.parameters(), *self.buffers(), *self.optimizer.tensors().values()]
+        state = tensors([*self.parameters(), *self.buffers(), *self.optimizer.tensors().values()])
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state}
         before.append(sum(storages.values()))
         seen.start()

@@ -1,19 +1,23 @@
 """A dry run: what it says of memory is what a real run takes; it needs no text, no GPU, and leaves nothing behind."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from llmtrain.cli import main
 from llmtrain.dry_run.command import dry_run
 from llmtrain.dry_run.report import Report
 from llmtrain.errors import ConfigError
 from llmtrain.ops import backend
+from llmtrain.run import Run
 from peaks import real_peak
+from ranks import on_ranks
 from runs import overrides, pair, tiny, write_text
 
 STEPS = 2
@@ -53,6 +57,50 @@ def test_the_predicted_peak_is_the_real_one(folder: Path, experiment: str) -> No
     assert predicted.total - predicted.batch == pytest.approx(
         real_peak(tiny(folder, **changes), STEPS), rel=0.1
     )
+
+
+# two ranks; the second half of an accumulated step begins with whole gradients
+RANKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddp": ("clm_dense", {"trainer": "ddp"}),
+    "fsdp": ("clm_hybrid", {"trainer": "fsdp", "optim": "adamw"}),
+    "fsdp_accumulated": ("mlm_dense", {"trainer": "fsdp", "micro_rows": 1}),
+    "fsdp_recomputed": (
+        "denoising_moe",
+        {"trainer": "fsdp", "trainer__activation_checkpointing": "block", "model__n_layers": 4},
+    ),
+    "tp": ("clm_moe", {"trainer": "tp", "optim__ema": 0.9}),
+}
+
+
+def of_ranks(folder: Path, name: str) -> Run:
+    experiment, changes = RANKS[name]
+    rest = {"trainer__accelerator": "cpu", "data__isolate_documents": "false", "name": name}
+    return tiny(folder, **(changes | pair(experiment) | LARGER | changes | rest))
+
+
+@pytest.fixture(scope="module")
+def real_peaks(folder: Path) -> dict[str, int]:
+    """Of the first of two ranks."""
+
+    def work() -> None:
+        for name in RANKS:
+            peak = real_peak(of_ranks(folder, name), STEPS)
+            if int(os.environ["RANK"]) == 0:
+                (folder / f"{name}.peak").write_text(str(peak))
+            dist.barrier()
+
+    on_ranks(2, work)
+    return {name: int((folder / f"{name}.peak").read_text()) for name in RANKS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RANKS)
+def test_the_predicted_peak_of_a_rank_is_the_real_one(
+    folder: Path, real_peaks: dict[str, int], name: str
+) -> None:
+    report = dry_run(of_ranks(folder, name))
+    _, predicted = report.peak
+    assert predicted.total - predicted.batch == pytest.approx(real_peaks[name], rel=0.1), report.table()
 
 
 def test_parameters_gradients_and_moments_are_those_of_the_model(folder: Path) -> None:

@@ -18,8 +18,6 @@ from llmtrain.trainer import DTYPES, Precision
 
 def dry_run(run: Run) -> Report:
     """What ``run`` would take. Writes nothing. Raises ConfigError for what a real start would refuse."""
-    if run.trainer.sharded:
-        raise ConfigError(f"trainer.strategy={run.trainer.strategy} has no dry run yet: use trainer=ddp")
     run.trainer.configure()
     vocab = vocabulary(run)
     try:

@@ -132,7 +132,9 @@ class Live(TorchDispatchMode):
         known[0] = 0
 
     def know(self, *, parameters: Any, optimiser: Any, batch: Any) -> None:
-        """Trees of tensors that stay through all steps."""
+        """Trees of tensors that stay through all steps, made before; as the gradients that there are."""
+        for tensor in tensors([parameters, optimiser, batch, list(self._gradients())]):
+            self._follow(tensor.untyped_storage())
         self._known = Parts(
             parameters=self._size(tensors(parameters)),
             optimiser=self._size(tensors(optimiser)),

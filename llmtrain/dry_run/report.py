@@ -213,10 +213,6 @@ def _bytes(n: int) -> str:
 
 def _time(days: float) -> str:
     hours = 24 * days
-    return (
-        f"{days:.1f} days"
-        if days >= 2
-        else f"{hours:.1f} hours"
-        if hours >= 2
-        else f"{60 * hours:.1f} minutes"
-    )
+    if days >= 2:
+        return f"{days:.1f} days"
+    return f"{hours:.1f} hours" if hours >= 2 else f"{3600 * hours:,.0f} s"

@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import precision as plugins
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from llmtrain import ranks
 from llmtrain.dry_run.live import Live, Parts
 from llmtrain.dry_run.messages import Message
 from llmtrain.lit import Pretrain, Progress
@@ -18,11 +20,14 @@ from llmtrain.objectives.base import Task
 from llmtrain.ops import backend
 from llmtrain.optim.schedules import Constant
 from llmtrain.run import Run
-from llmtrain.trainer import Precision
+from llmtrain.sharding import lay_out
+from llmtrain.strategy import unsynchronised
+from llmtrain.trainer import Precision, Trainer
 
 _GRANULE = {"cpu": 1, "cuda": 512}  # what torch's allocator rounds up to
 
 
+_AXES = {ranks.DATA: "data", ranks.TENSOR: "tensor"}
 PHASES = ("forward", "backward", "optimiser")
 
 
@@ -51,39 +56,36 @@ def take(plan: Plan) -> Taken:
     run, micro = plan.run, min(plan.accumulate, 2)
     precision = _precision(plan.precision)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(fake_ranks(run.trainer.world))
-        stack.enter_context(FakeTensorMode())
+        grid = stack.enter_context(fake_ranks(run.trainer))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))  # a grid of ranks has real ones
         stack.enter_context(backend.force(**_kernels(plan)))
         stack.enter_context(backend.standing_for(plan.device))
-        weights: list[nn.Parameter] = []
-        buckets: list[Tensor] = []
-        live = stack.enter_context(
-            Live(
-                lambda: [*buckets, *(p.grad for p in weights if p.grad is not None)],
-                granule=_GRANULE[plan.device],
-            )
-        )
         with precision.module_init_context():
-            module = _module(plan)
+            module = _module(plan, grid)
         module.configure_optimizers()
-        weights += module.parameters()
         batch = _fake(plan.batch)
+        weights = list(module.parameters())
         for p in weights:
             p.grad = torch.empty_like(p)  # those of the step before
-        if run.trainer.world > 1:
-            buckets += (
-                torch.empty_like(p) for p in weights
-            )  # of DDP, whose own code cannot run without data
+        # of DDP, whose own code cannot run without data
+        replicated = run.trainer.world > 1 and grid is None
+        buckets = [torch.empty_like(p) for p in weights] if replicated else []
+
+        def gradients() -> list[Tensor]:
+            return [*buckets, *(p.grad for p in weights if p.grad is not None)]
+
+        live = stack.enter_context(Live(gradients, granule=_GRANULE[plan.device]))
         live.know(parameters=[*weights, *module.buffers()], optimiser=module.optimizer.tensors(), batch=batch)
         sent = [len(live.messages)]
         for i in range(micro):
             _micro_batch(module, batch, i, micro, live, precision)
             sent.append(len(live.messages))
-        if run.trainer.world > 1:
+        if replicated:
             dist.all_reduce(torch.cat([bucket.flatten() for bucket in buckets]))
+        axes = {} if grid is None else {grid.get_group(name).group_name: axis for name, axis in _AXES.items()}
     first, last = live.messages[sent[0] : sent[-2]], live.messages[sent[-2] :]
     messages = first * (plan.accumulate - 1) + last
-    return Taken({phase: live.peaks[phase] for phase in PHASES}, messages, {})
+    return Taken({phase: live.peaks[phase] for phase in PHASES}, messages, axes)
 
 
 def _micro_batch(
@@ -103,19 +105,23 @@ def _micro_batch(
         return loss.detach()
 
     if i < of - 1:
-        closure()
+        with unsynchronised(module):
+            closure()
     else:
         with live.during("optimiser"):
             module.optimizer_step(0, i, module.optimizer, closure)
 
 
-def _module(plan: Plan) -> Pretrain:
+def _module(plan: Plan, grid: DeviceMesh | None) -> Pretrain:
     run = plan.run
     model = run.objective.build(plan.model, plan.vocab_size)
     if run.trainer.activation_checkpointing == "block":
         model.recompute_blocks()
+    task = Task(model, run.objective)
+    if grid is not None:
+        lay_out(task, grid)
     return Pretrain(
-        Task(model, run.objective),
+        task,
         optimizer=lambda task: run.optim.build(task, Constant(), 1000),
         batch_rows=run.batch_rows,
         progress=Progress(),
@@ -146,15 +152,21 @@ def _fake(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def fake_ranks(world: int) -> Iterator[None]:
-    """This process as the first of ``world`` ranks, whose messages go nowhere."""
-    if world == 1:
-        yield
+def fake_ranks(trainer: Trainer) -> Iterator[DeviceMesh | None]:
+    """This process as the first of the run's ranks, whose messages go nowhere; their grid, where they hold shards."""
+    if trainer.world == 1 and not trainer.sharded:
+        yield None
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    dist.init_process_group("fake", rank=0, world_size=trainer.world, store=FakeStore())
     try:
-        yield
+        grid = None
+        if trainer.sharded:
+            names = (ranks.DATA, ranks.TENSOR)
+            grid = init_device_mesh("cpu", (trainer.shares, trainer.tensor), mesh_dim_names=names)
+        ranks.arrange(grid)
+        yield grid
     finally:
+        ranks.arrange(None)
         dist.destroy_process_group()

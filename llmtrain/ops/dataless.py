@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
@@ -17,6 +18,13 @@ INSIDE: dict[Any, Callable[..., int]] = {}
 
 def has_data(x: Tensor) -> bool:
     return not isinstance(x, FakeTensor)
+
+
+def found(mask: Bool[Tensor, " N"], share: float) -> Int[Tensor, " n"]:
+    """Where ``mask`` is set; without data, as many places as the ``share`` of it that is expected."""
+    if has_data(mask):
+        return mask.nonzero()[:, 0]
+    return torch.empty(round(share * len(mask)), dtype=torch.int64, device=mask.device)
 
 
 def flash(

@@ -16,6 +16,7 @@ from llmtrain.nn.mlps.swiglu import SwiGLUModule
 from llmtrain.nn.mlps.width import d_ff
 from llmtrain.nn.parallel import per_rank, split_first_axis, spread_out, summed
 from llmtrain.nn.roles import Role, linear
+from llmtrain.ops import dataless
 from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.ops.moe import Slots, experts
 from llmtrain.types import ANY, NO_DOC, Hidden, Routing, Seq, Visibility
@@ -151,7 +152,7 @@ class MoEModule(MLPModule):
             gate_up, down = gate_up.to_local(), down.to_local()
             n = len(gate_up)
             expert = slots.expert - n * self.mesh.get_local_rank()
-            own = ((expert >= 0) & (expert < n)).nonzero()[:, 0]
+            own = dataless.found((expert >= 0) & (expert < n), share=n / self.cfg.n_experts)
             gate = spread_out(slots.gate, self.mesh)
             slots = Slots(slots.token[own], expert[own], gate[own])
         return summed(experts(spread_out(x, self.mesh), gate_up, down, slots), self.mesh)
