@@ -82,7 +82,11 @@ def take(plan: Plan) -> Taken:
             sent.append(len(live.messages))
         if replicated:
             dist.all_reduce(torch.cat([bucket.flatten() for bucket in buckets]))
-        axes = {} if grid is None else {grid.get_group(name).group_name: axis for name, axis in _AXES.items()}
+        axes = (
+            {}
+            if grid is None
+            else {str(grid.get_group(name).group_name): axis for name, axis in _AXES.items()}
+        )
     first, last = live.messages[sent[0] : sent[-2]], live.messages[sent[-2] :]
     messages = first * (plan.accumulate - 1) + last
     return Taken({phase: live.peaks[phase] for phase in PHASES}, messages, axes)
