@@ -188,6 +188,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(folder: Path) -> None:
         ({"estimate__mfu": 40}, "estimate.mfu: got 40, expected a number less than or equal to 1"),
         ({"estimate__device": "h100", "trainer__accelerator": "cpu"}, "set trainer.accelerator=auto"),
         ({"trainer__precision": "fp64", "trainer__accelerator": "auto"}, "no peak of H100 in it"),
+        ({"trainer": "tp", "trainer__devices": 4}, "not both at once yet; use trainer=fsdp"),
         ({"trainer__devices": 3}, "batch_rows=4 cannot be shared"),
         ({"estimate__vocabulary": 5}, "beside the 16 reserved ids"),
         ({"tokenizer": "huggingface", "tokenizer__file": "none.json"}, "none.json cannot be read"),

@@ -18,6 +18,11 @@ from llmtrain.trainer import DTYPES, Precision
 
 def dry_run(run: Run) -> Report:
     """What ``run`` would take. Writes nothing. Raises ConfigError for what a real start would refuse."""
+    if 1 < run.trainer.tensor < run.trainer.world:
+        raise ConfigError(
+            f"trainer.tensor={run.trainer.tensor} of {run.trainer.world} ranks: a dry run follows ranks with shares of "
+            f"rows or of matrices, not both at once yet; use trainer=fsdp, or trainer.devices={run.trainer.tensor}"
+        )
     run.trainer.configure()
     vocab = vocabulary(run)
     try:
