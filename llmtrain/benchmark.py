@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.accounting import timed_product
+from llmtrain.batch import split_batch
 from llmtrain.callbacks.base import AfterStep
 from llmtrain.callbacks.loggers.base import Sink
 from llmtrain.callbacks.metrics import Metrics, Work
@@ -19,7 +20,6 @@ from llmtrain.errors import ConfigError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.ops import backend
 from llmtrain.outcome import peak_memory
-from llmtrain.pretrain import split_batch
 from llmtrain.rivals import Rival, rivals
 from llmtrain.setup import Setup
 from llmtrain.trainer import DTYPES

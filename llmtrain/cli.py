@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import faults, heartbeat
 from llmtrain.errors import EXIT_CODES, ConfigError, Stopped, UserError
+from llmtrain.redaction import redact
 
 if TYPE_CHECKING:
     from llmtrain.record import RunRecord
@@ -50,7 +51,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         else:
             raise
     with contextlib.suppress(BrokenPipeError):
-        print(line, file=sys.stderr)
+        print(redact(line), file=sys.stderr)
     return code
 
 
@@ -221,7 +222,7 @@ class _Lines(logging.Handler):
     """Writes to the stderr of the moment: a live bar replaces it while it is up."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(redact(self.format(record)), file=sys.stderr)
 
 
 def _check_options(options: list[str]) -> None:

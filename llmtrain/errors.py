@@ -1,8 +1,8 @@
 """What a user can have got wrong, or a machine failed at, and the exit code that says which.
 
-Exit codes: 0 done, 2 configuration, 3 data, 4 numbers, 5 storage, 75 to be tried again (``scripts/launch.py`` alone),
-130 and 143 stopped by a signal. ``cli.py`` prints such an error as one line; anything else is a bug of ours and keeps
-its traceback.
+Exit codes: 0 done, 2 configuration, 3 data, 4 numbers, 5 storage and other limits of the machine, 75 what the same
+command may not meet again (EX_TEMPFAIL of sysexits.h), 130 and 143 stopped by a signal. ``cli.py`` prints such an
+error as one line; anything else is a bug of ours and keeps its traceback.
 """
 
 import signal
@@ -36,9 +36,21 @@ class NumbersError(UserError):
 
 
 class StorageError(UserError):
-    """A disk that is full, a folder in use, a checkpoint that is damaged."""
+    """A disk that is full, a folder in use, a checkpoint that is damaged, files or shared memory at their limit."""
 
     exit_code = 5
+
+
+class Retry(UserError):
+    """What the next try of the same command may not meet, such as memory that others took: a supervisor goes on."""
+
+    exit_code = 75
+
+
+class Unreachable(DataError):
+    """Data on a network that cannot be reached now."""
+
+    exit_code = 75
 
 
 class Stopped(BaseException):

@@ -23,7 +23,7 @@ The same command again continues an interrupted run. Values are written as in YA
 """
 EXIT_CODES = """\
 exit codes
-  0 done   2 config   3 data   4 numbers not finite   5 storage   130, 143 stopped by a signal (saved)
+  0 done   2 config   3 data   4 numbers not finite   5 storage   75 try again   130, 143 stopped by a signal (saved)
 """
 COMPACT = 8  # a group of more choices than this is listed on one line, without what each of them is
 

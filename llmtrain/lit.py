@@ -27,7 +27,7 @@ class Progress:
     seconds: float = 0.0  # spent training, all starts together
     branch_step: int = 0  # where another run's state was taken over
     branch_rows: int = 0
-    started: float = field(default_factory=time.time)  # of this start
+    started: float = field(default_factory=time.monotonic)  # this start: a clock that is never set back
     wall_before: float = 0.0  # seconds of the starts before
     nats: Tensor = field(
         default_factory=lambda: torch.zeros((), dtype=torch.float64)
@@ -56,7 +56,7 @@ class Progress:
 
     def wall(self) -> float:
         """Seconds of all starts, from the command to now."""
-        return self.wall_before + time.time() - self.started
+        return self.wall_before + time.monotonic() - self.started
 
 
 class Clock:

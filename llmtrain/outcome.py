@@ -9,6 +9,7 @@ from llmtrain import heartbeat
 from llmtrain.callbacks.figure import loss_figure
 from llmtrain.callbacks.metrics import Work
 from llmtrain.lit import Pretrain
+from llmtrain.markup import fenced, inline
 from llmtrain.record import Count, RunRecord
 from llmtrain.run_folder import git_commit, versions, write_text
 from llmtrain.scoring import Scored, together
@@ -40,7 +41,7 @@ def conclude(
 def samples(setup: Setup) -> str:
     """Examples of what the model makes of held-out text, as Markdown."""
     run, prepared = setup.run, setup.prepared
-    parts = [f"# {run.folder.name}: samples\n"]
+    parts = [f"# {inline(run.folder.name)}: samples\n"]
     setup.task.eval()
     for name, shards in held_out(prepared).items():
         heartbeat.beat()
@@ -56,14 +57,9 @@ def samples(setup: Setup) -> str:
             seed=run.data_seed,
         )
         for i, sample in enumerate(made, 1):
-            title = f"## {name} {i}"
-            parts.append(f"{title}\n\nGiven:\n\n{_block(sample.given)}\n\nMade:\n\n{_block(sample.made)}\n")
+            title = f"## {inline(name)} {i}"
+            parts.append(f"{title}\n\nGiven:\n\n{fenced(sample.given)}\n\nMade:\n\n{fenced(sample.made)}\n")
     return "\n".join(parts)
-
-
-def _block(text: str) -> str:
-    fence = "`" * max(3, 1 + max((len(run) for run in text.split() if set(run) == {"`"}), default=0))
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def record_of(

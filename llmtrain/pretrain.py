@@ -1,21 +1,19 @@
 """One run from its config to its record."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from lightning import Callback
 
 from llmtrain import faults, heartbeat, philox, ranks, run_folder
 from llmtrain.accounting import peak_flops
+from llmtrain.batch import sizes_to_try, split_batch
 from llmtrain.beginning import from_public, laid_out, taken_over
 from llmtrain.callbacks.anomalies import AnomalyLog
 from llmtrain.callbacks.checkpoints import Checkpoints
@@ -30,14 +28,16 @@ from llmtrain.checkpoint import find
 from llmtrain.config import to_plain
 from llmtrain.data.cursor import START
 from llmtrain.data.examples import RankRows, loader
-from llmtrain.data.prepare import prepare
-from llmtrain.errors import ConfigError, Stopped, StorageError
+from llmtrain.data.prepare import Prepared, prepare
+from llmtrain.errors import Stopped
+from llmtrain.limits import OutOfMemory, check_shared_memory, release, told, told_of_memory
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.lock import RunLock
 from llmtrain.ops import backend
 from llmtrain.origin import Origin, origin_of
 from llmtrain.outcome import conclude
 from llmtrain.record import RunRecord
+from llmtrain.redaction import redacted
 from llmtrain.run import Run
 from llmtrain.scoring import Scored, score
 from llmtrain.setup import Setup, set_up
@@ -56,7 +56,7 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
 
     A finished run is not trained again. Raises a UserError for whatever the user can mend.
     """
-    started = time.time()
+    started = time.monotonic()
     rank = run.trainer.rank()
     with contextlib.ExitStack() as stack:
         if rank == 0:
@@ -71,24 +71,37 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
         faults.remember_in(run.folder)
         faults.at("start")
         run.trainer.configure()
-        accumulate, micro_rows = split_batch(run)
+        micro_rows = split_batch(run)[1]
         with preparing(show=rank == 0) as progress, heartbeat.waiting():
             prepared = prepare(run.data, run.tokenizer, progress=progress)
-        setup = set_up(run, prepared)
         stack.enter_context(backend.force(**run.trainer.kernels))
-        origin = origin_of(run, identity_of(setup), prepared.files, rank=rank, horizon=setup.horizon)
-        if origin is None and not run.trainer.sharded:  # which begins once the model is there: see laid_out
-            from_public(setup, setup.task.model)
-        if rank == 0:
-            announce(setup, origin)
-            run_folder.begin(run, list(overrides), prepared.folder)
-        return _fit(setup, origin, rank, started, accumulate, micro_rows)
+        *larger, least = sizes_to_try(run, micro_rows)
+        for rows_at_a_time in larger:
+            try:
+                return _start(run, prepared, overrides, rank, started, rows_at_a_time)
+            except OutOfMemory as error:
+                log.warning("micro_rows=%d is too much: %s", rows_at_a_time, error)
+            release()  # here, where no error holds on to tensors
+        return _start(run, prepared, overrides, rank, started, least)
 
 
-def _fit(
-    setup: Setup, origin: Origin | None, rank: int, started: float, accumulate: int, micro_rows: int
+def _start(
+    run: Run, prepared: Prepared, overrides: Sequence[str], rank: int, started: float, micro_rows: int
 ) -> RunRecord | None:
+    """Train from the newest checkpoint, or from what the config begins with, to the end."""
+    setup = set_up(run, prepared)
+    origin = origin_of(run, identity_of(setup), prepared.files, rank=rank, horizon=setup.horizon)
+    if origin is None and not run.trainer.sharded:  # which begins once the model is there: see laid_out
+        from_public(setup, setup.task.model)
+    if rank == 0:
+        announce(setup, origin)
+        run_folder.begin(run, list(overrides), prepared.folder)
+    return _fit(setup, origin, rank, started, micro_rows)
+
+
+def _fit(setup: Setup, origin: Origin | None, rank: int, started: float, micro_rows: int) -> RunRecord | None:
     run = setup.run
+    accumulate = run.batch_rows // run.trainer.shares // micro_rows
     parent = origin.parent if origin else run.init_from
     first_step, cursor = (origin.step, origin.cursor) if origin else (0, START)
     work = work_of(setup)
@@ -106,6 +119,7 @@ def _fit(
         checkpoints = Checkpoints(run.checkpoint, run.folder, values=values)
         stack.callback(checkpoints.finish)
         examples = setup.examples()
+        check_shared_memory(examples[0], micro_rows, run.data.loader_workers)
         rows = RankRows(
             cursor=cursor,
             n_rows=(setup.horizon - first_step) * run.batch_rows,
@@ -139,7 +153,8 @@ def _fit(
         )
         if run.trainer.compile:
             setup.task.compile()
-        trainer.fit(module, loader(examples, rows, workers=run.data.loader_workers))
+        with told_of_memory(setup, module, micro_rows, first_step):
+            trainer.fit(module, loader(examples, rows, workers=run.data.loader_workers))
         final = evaluation.final
         if not final and interrupts.exit_code is None:  # all steps were done by an earlier start
             with module.optimizer.ema_weights():
@@ -187,47 +202,6 @@ def identity_of(setup: Setup) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Turn a full disk, wherever in a run's folder it shows, into a StorageError of one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}:
-            raise
-        free = shutil.disk_usage(folder).free
-        raise StorageError(
-            f"{error.filename or folder}: {error.strerror}; {free:,} bytes are free there: make room, or put runs "
-            "elsewhere (runs=FOLDER); the same command continues"
-        ) from error
-
-
-def split_batch(run: Run) -> tuple[int, int]:
-    """(micro batches an optimiser step, rows a rank takes at a time).
-
-    Raises ConfigError where the batch does not divide so, naming sizes that do.
-    """
-    share, rest = divmod(run.batch_rows, run.trainer.shares)
-    if rest or not share:
-        raise ConfigError(
-            f"batch_rows={run.batch_rows} cannot be shared out to {run.trainer.shares} ranks: give a multiple of it"
-        )
-    micro = run.micro_rows or share
-    if share % micro:
-        fits = [n for n in range(1, share + 1) if share % n == 0]
-        nearest = min(fits, key=lambda n: abs(n - micro))
-        raise ConfigError(
-            f"micro_rows={micro} does not divide the {share} rows that a rank takes a step: micro_rows={nearest} does"
-        )
-    if micro != share and not run.objective.accumulates:
-        raise ConfigError(
-            f"micro_rows={micro} would compare only so many rows with one another, and "
-            f"{type(run.objective).__name__} compares the whole batch: leave it null, and set objective.chunk_rows "
-            "where memory is short"
-        )
-    return share // micro, micro
-
-
 def work_of(setup: Setup) -> Work:
     trainer = setup.run.trainer
     device = torch.device("cuda" if trainer.on_gpu else "cpu")
@@ -239,7 +213,7 @@ def work_of(setup: Setup) -> Work:
 def open_sinks(setup: Setup, step: int) -> list[Sink]:
     folder = setup.run.folder
     sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", from_step=step)]
-    sinks += setup.run.logger.open(folder, to_plain(setup.run), step=step)
+    sinks += setup.run.logger.open(folder, redacted(to_plain(setup.run)), step=step)
     return [*sinks, display(setup.horizon, step)]
 
 

@@ -60,7 +60,9 @@ class Run:
     seed_data: int | None = None  # of order and corruption; none: seed
     seq_len: PositiveInt = 256
     batch_rows: PositiveInt = 16  # rows an optimiser step, over all ranks
-    micro_rows: PositiveInt | None = free(None)  # rows a rank takes at a time; none: all of its share
+    micro_rows: PositiveInt | Literal["auto"] | None = free(
+        None
+    )  # rows a rank takes at a time; none: all of its share; auto: fewer where memory ends
     steps: PositiveInt | None = free(None)  # the length: exactly one of these five
     tokens: PositiveFloat | None = free(None)  # raw tokens
     epochs: PositiveFloat | None = free(None)
@@ -99,8 +101,11 @@ class Run:
                         )
         self.objective.check_sentinels(self.tokenizer.n_sentinels, self.seq_len)
         self._check_widths()
-        if self.name is not None and (Path(self.name).name != self.name or self.name in {"", ".", ".."}):
-            raise ValueError(f"name={self.name!r} must be the name of one folder under {self.runs}/")
+        key, name = (
+            ("labels.experiment", self.labels.experiment) if self.name is None else ("name", self.name)
+        )
+        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name or not name.isprintable():
+            raise ValueError(f"{key}={name!r} must be the name of one folder under {self.runs}/")
 
     def _check_widths(self) -> None:
         """Build a layer of each kind, without memory: what cannot have the width says so before text is prepared."""

@@ -17,6 +17,7 @@ from llmtrain.config import differences, to_plain
 from llmtrain.data.prepare import FILES, Inventories
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
+from llmtrain.redaction import redacted
 from llmtrain.run import LENGTHS, Run
 
 TOKENIZER = "tokenizer"  # the folder in a run's folder: a copy, so that a run does not need the cache
@@ -50,7 +51,8 @@ def enter(run: Run) -> RunRecord | None:
             f"{folder} already holds a run and resume=never: give another name, or resume=auto to go on in it"
         )
     saved = read_config(folder)
-    changed = differences(run.identity, _cut(saved, run.identity))
+    ours = redacted(run.identity)  # what was saved has no secrets, so none are compared
+    changed = differences(ours, _cut(redacted(saved), ours))
     if record.exists():
         changed += [
             (key, getattr(run, key), saved.get(key)) for key in LENGTHS if getattr(run, key) != saved.get(key)
@@ -79,9 +81,11 @@ def begin(run: Run, overrides: list[str], prepared: Path) -> None:
     folder = run.folder
     _keep_tokenizer(run, prepared)
     write_text(folder / FILES, (prepared / FILES).read_text(encoding="utf-8"))
-    write_text(folder / "environment.json", json.dumps(environment(run), indent=2) + "\n")
-    write_text(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
-    write_text(folder / "config.yaml", dump(to_plain(run)))  # last: the folder is a run iff it is there
+    write_text(folder / "environment.json", json.dumps(redacted(environment(run)), indent=2) + "\n")
+    write_text(folder / "overrides.yaml", yaml.safe_dump(redacted(overrides), allow_unicode=True))
+    write_text(
+        folder / "config.yaml", dump(redacted(to_plain(run)))
+    )  # last: the folder is a run iff it is there
 
 
 def _keep_tokenizer(run: Run, prepared: Path) -> None:
@@ -98,7 +102,7 @@ def changes_of_machine(run: Run) -> list[str]:
     path = run.folder / "environment.json"
     if not path.exists():
         return []
-    before, now = json.loads(path.read_text(encoding="utf-8")), environment(run)
+    before, now = json.loads(path.read_text(encoding="utf-8")), redacted(environment(run))
     kept = ("versions", "precision", "compile", "host")
     pairs = [differences({k: now[k]}, {k: before.get(k)}) for k in kept]
     return [
@@ -111,7 +115,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         near = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
         there = f"there are {', '.join(near[:8])}" if near else f"{folder.parent} holds none"
         raise ConfigError(f"{folder} is no run (it has no config.yaml): {there}") from None

@@ -1,6 +1,8 @@
 """What a config may name: classes of this package or of one that the user trusts, and nothing that runs by itself."""
 
 import importlib
+import os
+import pwd
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
@@ -9,7 +11,7 @@ from typing import Any
 
 from llmtrain.errors import ConfigError
 
-TRUST_FILE = Path(".config/llmtrain/trusted.txt")  # under the home folder
+TRUST_FILE = Path(".config/llmtrain/trusted.txt")  # under the home folder of the user
 CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 REFERENCE = re.compile(r"\$\{\.*[\w.]+\}")  # ${key}: another value of the config, and no resolver
 
@@ -66,15 +68,27 @@ def targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def trusted() -> tuple[str, ...]:
     """The packages that the user allows besides ours, one a line of a file that nobody else can write.
 
-    No variable, key or option widens it, so that a config or a command from elsewhere cannot.
+    No variable (HOME and XDG_CONFIG_HOME neither), key or option widens it, so that a config, a command or a script
+    from elsewhere cannot.
     """
-    path = Path.home() / TRUST_FILE
+    path = _home() / TRUST_FILE
     if not path.is_file():
         return ()
-    if path.stat().st_mode & 0o022:
+    stat = path.stat()
+    if stat.st_uid not in (os.getuid(), 0):
+        raise ConfigError(f"{path} belongs to another user, so it is not trusted: write one of your own")
+    if stat.st_mode & 0o022:
         raise ConfigError(f"{path} can be written by others, so it is not trusted: chmod go-w {path}")
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return tuple(line for line in lines if line)
+
+
+def _home() -> Path:
+    """The home folder that the system knows for this user."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a number without a name, as in some containers
+        return Path("/nonexistent")
 
 
 def _items(node: Any, key: str) -> Iterator[tuple[str, str, Any]]:

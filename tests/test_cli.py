@@ -351,7 +351,7 @@ def test_a_package_is_trusted_iff_a_file_of_the_user_names_it(tmp_path, monkeypa
         "        return []\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("llmtrain.targets._home", lambda: tmp_path)
     word = "logger._target_=homemade.Quiet"
     assert "outside llmtrain" in refused(word)
     trust = tmp_path / TRUST_FILE

@@ -17,12 +17,13 @@ import torch
 
 import llmtrain
 from llmtrain import accounting
+from llmtrain.batch import split_batch
 from llmtrain.checkpoint import find, load, save
 from llmtrain.data.corpus import Corpus, Mix
 from llmtrain.data.prepare import prepare
 from llmtrain.data.sources.text import TextFiles
 from llmtrain.errors import ConfigError, DataError, NumbersError
-from llmtrain.pretrain import scorer, split_batch, train
+from llmtrain.pretrain import scorer, train
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
 from llmtrain.setup import Setup, held_out, set_up

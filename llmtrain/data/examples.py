@@ -14,6 +14,9 @@ from llmtrain.data.cursor import START, Cursor
 from llmtrain.data.rows import Rows, Stream
 from llmtrain.types import Row, Vocab
 
+# seconds for a batch: what a worker cannot put into shared memory is lost, and nobody would ever hear of it
+PATIENCE = 600
+
 
 @runtime_checkable
 class Maker(Protocol):
@@ -70,6 +73,7 @@ def loader(examples: Examples, rows: RankRows, *, workers: int) -> DataLoader:
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
+        timeout=PATIENCE if workers else 0,
         worker_init_fn=leave_signals_to_the_trainer,
         generator=torch.Generator(),  # its own: a new start must not draw from the one that the run saves
     )

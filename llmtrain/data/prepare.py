@@ -146,8 +146,13 @@ def _open(folder: Path, shares: dict[str, float], fingerprint: str) -> Prepared:
         for name, share in shares.items()
     )
     validation = {name: Shards.open_for(folder / name / "validation", tokenizer) for name in shares}
-    report = json.loads((folder / "report.json").read_text()) | {"held_out": {}}
-    files = json.loads((folder / FILES).read_text())
+    try:
+        report = json.loads((folder / "report.json").read_text()) | {"held_out": {}}
+        files = json.loads((folder / FILES).read_text())
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{folder}: report.json or {FILES} is not what was written ({error}): delete the folder and start again"
+        ) from None
     return Prepared(
         folder, tokenizer, train[0].shards.vocab, train, validation, {}, fingerprint, files, report
     )

@@ -6,12 +6,12 @@ from typing import Literal, NamedTuple
 import torch
 
 from llmtrain.accounting import GPUS, flops, measured_flops, size
+from llmtrain.batch import split_batch
 from llmtrain.dry_run.report import Report, traffic_of
 from llmtrain.dry_run.rows import batch, vocabulary
 from llmtrain.dry_run.steps import Plan, take
 from llmtrain.errors import ConfigError
 from llmtrain.estimate import NAMES
-from llmtrain.pretrain import split_batch
 from llmtrain.run import LENGTHS, Run
 from llmtrain.trainer import DTYPES, Precision
 

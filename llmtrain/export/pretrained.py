@@ -11,6 +11,7 @@ from torch import Tensor
 from llmtrain.errors import ConfigError
 from llmtrain.export.base import Use
 from llmtrain.export.families import FAMILIES, from_hf
+from llmtrain.export.sizes import check_sizes
 from llmtrain.nn.model import ModelConfig
 from llmtrain.types import Visibility
 
@@ -44,6 +45,7 @@ def load_pretrained(folder: Path) -> Pretrained:
         raise ConfigError(
             f"{folder} holds no safetensors, and nothing else is read: save the model again with them"
         )
+    n_values = check_sizes(folder, said)
     try:
         import transformers
     except ImportError:
@@ -54,14 +56,19 @@ def load_pretrained(folder: Path) -> Pretrained:
     name = (said.get("architectures") or known)[0]
     if name not in known:
         raise ConfigError(f"{path} is a {name}, and {' and '.join(dict.fromkeys(known))} are known here")
+    kept = {"local_files_only": True, "trust_remote_code": False}
     try:  # by name, so that no code of the folder's own can be meant
-        model, loading = getattr(transformers, name).from_pretrained(
+        cls = getattr(transformers, name)
+        with torch.device("meta"):  # nothing is allocated for what the files do not hold
+            meant = sum(p.numel() for p in cls(cls.config_class.from_pretrained(folder, **kept)).parameters())
+        if meant > n_values:
+            raise ConfigError(f"its config describes {meant:,} weights, and its files hold {n_values:,}")
+        model, loading = cls.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
+            **kept,
         )
     except Exception as error:  # the library raises no narrower type
         lines = str(error).strip().splitlines() or [type(error).__name__]

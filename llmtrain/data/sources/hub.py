@@ -11,7 +11,7 @@ from llmtrain.data.digests import Digests, combine
 from llmtrain.data.documents import OnBad, accept
 from llmtrain.data.sources.base import Document, Source, Tally
 from llmtrain.data.sources.text import missing_field
-from llmtrain.errors import DataError
+from llmtrain.errors import DataError, Unreachable
 
 
 @config
@@ -70,7 +70,7 @@ class Hub(Source):
                 streaming=self.streaming,
             )
         except Exception as error:  # the library and its transports raise some forty kinds
-            raise DataError(f"{self._where()}: {_reason(error)}") from error
+            raise _told(error, self._where()) from error
 
     def _where(self) -> str:
         """What messages call this dataset."""
@@ -78,7 +78,7 @@ class Hub(Source):
         return files[0] if len(files) == 1 else "/".join(filter(None, (self.path, self.name)))
 
 
-def _reason(error: Exception) -> str:
+def _told(error: Exception, where: str) -> DataError:
     """One line of why ``datasets`` gave up, and what the user can do."""
     told = " ".join(str(error).split())[:300] or type(error).__name__
     kinds = ""
@@ -89,8 +89,10 @@ def _reason(error: Exception) -> str:
     if any(
         kind in kinds for kind in ("Connection", "Offline", "LocalEntryNotFound", "Resolution", "Timeout")
     ):
-        return (
-            f"the Hub cannot be reached ({told}); connect to the network, or train on local files with "
+        return Unreachable(
+            f"{where}: the Hub cannot be reached ({told}); connect to the network, or train on local files with "
             "data=text, or on the embedded corpus with data=python"
         )
-    return f"datasets cannot read it ({told}); check data.source.path, name, split, revision and data_files"
+    return DataError(
+        f"{where}: datasets cannot read it ({told}); check data.source.path, name, split, revision and data_files"
+    )
