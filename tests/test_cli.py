@@ -290,6 +290,7 @@ GADGETS = [
 ]
 
 
+@pytest.mark.fault("F47")
 @pytest.mark.parametrize("target", GADGETS)
 def test_a_target_from_elsewhere_is_refused_before_anything_is_imported(target):
     line = refused(f"model.layers.0.mixer._target_={target}")
@@ -297,6 +298,7 @@ def test_a_target_from_elsewhere_is_refused_before_anything_is_imported(target):
     assert "outside llmtrain" in line or "names no class" in line
 
 
+@pytest.mark.fault("F47")
 @pytest.mark.parametrize(
     "target",
     [
@@ -340,6 +342,7 @@ def test_an_interpolation_of_a_key_that_is_not_there_is_refused_with_its_place()
     assert refused("seed_init=${sed}") == "seed_init: Interpolation key 'sed' not found"
 
 
+@pytest.mark.fault("F47")
 def test_a_package_is_trusted_iff_a_file_of_the_user_names_it(tmp_path, monkeypatch):
     package = tmp_path / "homemade.py"
     package.write_text(
