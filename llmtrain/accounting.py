@@ -14,7 +14,7 @@ from llmtrain.nn.model import Model, ModelConfig
 from llmtrain.objectives.base import Objective
 from llmtrain.types import Visibility
 
-_MISS = 0.15  # of a number of parameters that was asked for, at most
+MISS = 0.15  # of a number of parameters that was asked for, at most
 _WIDEST_STEP = 4096  # a head width, or a multiple of one, is less
 
 
@@ -77,19 +77,37 @@ def flops_of(model: Model, objective: Objective, seq_len: int, batch_rows: int) 
     return Flops(round(3 * model_flops), round(3 * counter))
 
 
-def solve_width(cfg: ModelConfig, objective: Objective, vocab_size: int, *, n: float, step: int) -> int:
-    """The width, a multiple of ``step``, whose parameters outside the input embedding are nearest to ``n``.
+def without_table(size: Size) -> int:
+    """Parameters without the input embedding's table, the head once: a tied table is the head."""
+    return size.non_embedding + (0 if size.head else size.embedding)
 
-    A head tied to the embedding counts, once. Depth stays: it changes the loss at equal size, width hardly does.
+
+def n_fit(size: Size) -> int:
+    """N of scaling laws: ``without_table``, and of experts only those that a token goes to."""
+    return without_table(size) - (size.total - size.active)
+
+
+def solve_width(
+    cfg: ModelConfig,
+    objective: Objective,
+    vocab_size: int,
+    *,
+    n: float,
+    step: int,
+    counted: Callable[[Size], int] = without_table,
+    miss: float = MISS,
+) -> int:
+    """The width, a multiple of ``step``, whose parameters, as ``counted`` counts them, are nearest to ``n``.
+
+    Depth stays: it changes the loss at equal size, width hardly does.
     Widths that the layers cannot have (which are no multiple of the head width) are passed over. Raises ConfigError,
-    naming the nearest sizes and widths, where none comes within 15% of ``n``, and what the layers say where they have
+    naming the nearest sizes and widths, where none comes within ``miss`` of ``n``, and what the layers say where they have
     no width at all.
     """
 
     @functools.cache
     def count(width: int) -> int:
-        found = size(dataclasses.replace(cfg, d_model=width), objective, vocab_size)
-        return found.non_embedding + (found.embedding if found.head == 0 else 0)
+        return counted(size(dataclasses.replace(cfg, d_model=width), objective, vocab_size))
 
     step = _least_width(count, step)  # the others are its multiples
     low = high = step
@@ -99,7 +117,7 @@ def solve_width(cfg: ModelConfig, objective: Objective, vocab_size: int, *, n: f
         middle = (low + high) // (2 * step) * step
         low, high = (middle, high) if count(middle) < n else (low, middle)
     nearest = min((low, high), key=lambda width: abs(count(width) - n))
-    if abs(count(nearest) - n) > _MISS * n:
+    if abs(count(nearest) - n) > miss * n:
         reachable = " and ".join(f"{count(w):,} (d_model={w})" for w in sorted({low, high}))
         raise ConfigError(
             f"size.n={n:,.0f} cannot be met at {cfg.n_layers} layers and a vocabulary of {vocab_size:,}: widths go in "

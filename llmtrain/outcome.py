@@ -6,6 +6,7 @@ import resource
 import torch
 
 from llmtrain import heartbeat
+from llmtrain.accounting import n_fit
 from llmtrain.callbacks.figure import loss_figure
 from llmtrain.callbacks.metrics import Work
 from llmtrain.lit import Pretrain
@@ -80,7 +81,6 @@ def record_of(
     architecture = labels.architecture or type(run.model.layers[0].mixer).__name__.lower()
     decay = run.schedule.decay_steps(setup.horizon)
     main = together({name: scores[name] for name in setup.main_scores})
-    n_fit = size.non_embedding + (0 if size.head else size.embedding)
     return RunRecord(
         run=run.folder.name,
         cell=labels.cell,
@@ -114,7 +114,7 @@ def record_of(
         epochs=raw_tokens / setup.n_tokens,
         flops_model=rows * setup.flops.model,
         flops_counter=rows * setup.flops.counter,
-        flops_6nd=6 * n_fit * raw_tokens if sum(one.share for one in passes) == 1 else None,
+        flops_6nd=6 * n_fit(size) * raw_tokens if sum(one.share for one in passes) == 1 else None,
         score=main.score,
         bits_per_byte=main.bits_per_byte,
         validation={name: found.score for name, found in scores.items()},

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from llmtrain.accounting import size, solve_width
+from llmtrain.accounting import size, solve_width, without_table
 from llmtrain.callbacks.loggers.base import Logger
 from llmtrain.callbacks.settings import Checkpointing, Evaluating
 from llmtrain.config import config, free, to_plain
@@ -166,6 +166,6 @@ class Run:
             rows = self.tokens / raw_per_row
         else:
             assert self.tokens_per_param is not None, "one length is given, as checked when the run was made"
-            n = size(self.sized(vocab_size), self.objective, vocab_size)
-            rows = self.tokens_per_param * (n.non_embedding + (0 if n.head else n.embedding)) / raw_per_row
+            n = without_table(size(self.sized(vocab_size), self.objective, vocab_size))
+            rows = self.tokens_per_param * n / raw_per_row
         return max(1, round(rows / self.batch_rows))

@@ -1,0 +1,131 @@
+"""A sweep from its plan to its records: learning rates first, then the cells, each a process; and again where it stopped."""
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from llmtrain.callbacks.display import duration
+from llmtrain.config import to_plain
+from llmtrain.errors import ConfigError, UserError
+from llmtrain.run_folder import write_text
+from llmtrain.sweep.cells import Cell, Role
+from llmtrain.sweep.plan import Plan
+from llmtrain.sweep.pool import Ended, Job, LocalPool, last_line
+from llmtrain.sweep.settings import Sweep
+from llmtrain.sweep.status import State, log_of, status_of
+from llmtrain.sweep.tuning import Best, Rule, best_of, next_rates, rule_of
+
+log = logging.getLogger(__name__)
+
+TUNING = "tuning.json"
+_STOPPED = (130, 143, -2, -15)
+
+
+class CellsFailed(UserError):
+    """Some cells could not be trained; those that were are kept."""
+
+    exit_code = 4
+
+
+class Conductor:
+    """Runs cells of one sweep. What is finished is never run again; what was interrupted goes on."""
+
+    def __init__(self, sweep: Sweep, pool: LocalPool, say: Callable[[str], None] = print):
+        self.sweep, self.pool, self.say = sweep, pool, say
+        self.folder = sweep.folder
+        shutil.rmtree(self.folder / "failed", ignore_errors=True)  # a new start tries them again
+
+    def tuned(self, plan: Plan) -> dict[str, Rule | None]:
+        """The rule of each series; none where the rate is the config's. What was tried is in ``tuning.json``."""
+        tried = {corner.id: dict[float, float]() for corner in plan.tuned}
+        while jobs := [(c, lr) for c in plan.tuned for lr in next_rates(tried[c.id], self.sweep.tuning)]:
+            cells = {(c.id, lr): _at_rate(c, lr) for c, lr in jobs}
+            self.run(list(cells.values()))
+            for (corner, lr), cell in cells.items():
+                tried[corner][lr] = self._loss(cell)
+        bests = {c.id: best_of(c, tried[c.id]) for c in plan.tuned}
+        rules: dict[str, Rule | None] = {}
+        for name in self.sweep.series:
+            mine = [bests[c.id] for c in plan.tuned if c.series == name]
+            rules[name] = rule_of(mine) if mine else None
+        self._write_tuning(plan, bests, rules)
+        return rules
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Train what is not finished, the longest first. Raises CellsFailed at the end where some could not be."""
+        waiting = [c for c in cells if status_of(c, self.folder).state in {State.WAITING, State.STARTED}]
+        waiting.sort(key=lambda c: -(c.seconds or float(c.flops)))
+        by_id = {cell.id: cell for cell in waiting}
+        done = len(cells) - len(waiting)
+
+        def ended(one: Ended) -> None:
+            nonlocal done
+            done += self._ended(by_id[one.job.id], one)
+            left = len(cells) - done
+            self.say(f"{one.job.id}: {self._said(by_id[one.job.id], one)} ({left} left)")
+
+        self.pool.run([self._job(cell) for cell in waiting], lambda job: None, ended)
+        failed = [s for s in (status_of(c, self.folder) for c in cells) if s.state is State.FAILED]
+        if failed:
+            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+            raise CellsFailed(
+                f"{failed[0].cell.id}{more} could not be trained: {failed[0].error.removeprefix('error: ')}; see "
+                f"{log_of(failed[0].cell, self.folder)}; the same command tries again"
+            )
+
+    def _job(self, cell: Cell) -> Job:
+        return Job(cell.id, tuple(cell.command(str(self.folder))), log_of(cell, self.folder))
+
+    def _ended(self, cell: Cell, one: Ended) -> bool:
+        """Whether the cell is done with."""
+        state = status_of(cell, self.folder).state
+        if state in {State.FINISHED, State.DIVERGED}:
+            return True
+        if one.exit_code in _STOPPED:
+            return False
+        marker = self.folder / "failed" / cell.id
+        marker.parent.mkdir(exist_ok=True)
+        marker.write_text(f"{one.exit_code}\n", encoding="utf-8")
+        if one.exit_code == ConfigError.exit_code:  # the others would be refused alike
+            raise ConfigError(f"{cell.id}: {last_line(one.job.log).removeprefix('error: ')}")
+        return True
+
+    def _said(self, cell: Cell, one: Ended) -> str:
+        status = status_of(cell, self.folder)
+        loss = "" if status.loss is None else f", {status.loss:.4f}"
+        return f"{status.state.value}{loss}, {duration(one.seconds)}{': ' + status.error if status.error else ''}"
+
+    def _loss(self, cell: Cell) -> float:
+        status = status_of(cell, self.folder)
+        return status.loss if status.state is State.FINISHED and status.loss is not None else math.inf
+
+    def _write_tuning(self, plan: Plan, bests: Mapping[str, Best], rules: Mapping[str, Rule | None]) -> None:
+        value = {
+            "corners": {name: to_plain(best) for name, best in bests.items()},
+            "rules": {name: rule and rule._asdict() for name, rule in rules.items()},
+            "on_an_edge": [name for name, best in bests.items() if not best.inside],
+        }
+        write_text(self.folder / TUNING, json.dumps(value, indent=1) + "\n")
+
+
+def with_rates(cells: Sequence[Cell], rules: Mapping[str, Rule | None]) -> list[Cell]:
+    """The cells with the learning rate of their series' rule, where it has one."""
+    found = []
+    for cell in cells:
+        rule = rules[cell.series]
+        found.append(cell if rule is None else dataclasses.replace(cell, lr=rule.lr(cell.n, cell.tokens)))
+    return found
+
+
+def edges(folder: Path) -> list[str]:
+    """The corners whose best rate may lie beyond those that were tried."""
+    path = folder / TUNING
+    return json.loads(path.read_text(encoding="utf-8"))["on_an_edge"] if path.exists() else []
+
+
+def _at_rate(corner: Cell, lr: float) -> Cell:
+    return dataclasses.replace(corner, id=f"{corner.id}-lr{lr:.4g}", role=Role.TUNE, lr=lr)

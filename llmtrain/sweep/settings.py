@@ -1,0 +1,152 @@
+"""What a sweep is asked: sizes, budgets, seeds and series, with the method that reads them fixed beforehand."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from llmtrain.config import config
+from llmtrain.sweep.cells import Role, Target
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+@config
+class Optimum:
+    """The compute-optimal size that a grid is laid around: n at a budget, and how it grows with compute."""
+
+    n: PositiveFloat  # parameters without the input embedding, the head once
+    flops: PositiveFloat  # the budget at which it is best
+    exponent: PositiveFloat = 0.5  # of N*(C) ~ C^exponent
+
+    def at(self, flops: float) -> float:
+        return self.n * (flops / self.flops) ** self.exponent
+
+
+@config
+class Tuning:
+    """Learning rates tried at the corners (N, D) of the grid, and the rule that is fitted to the best of them.
+
+    log lr = c + c_N ln N + c_D ln D, since the best rate falls with both (Porian et al. 2024); a corner's best is the
+    vertex of a parabola in log lr through the best rate and its neighbours, which must lie between tried ones.
+    """
+
+    rates: PositiveInt = (
+        3  # at each corner before any is widened; 1: the first is taken, and nothing is tried
+    )
+    first: PositiveFloat = 0.01  # the middle one
+    factor: Annotated[float, Ge(1.1)] = 2.0  # between neighbours
+    widen: NonNegativeInt = 3  # further rates at a corner, at most, until the best is inside
+    corners: Literal[4, 2] = (
+        4  # 2: the smallest size alone, for a parametrisation that carries rates over widths
+    )
+    batch: bool = False  # whether twice the batch is tried at the middle cell, and taken if it is better
+
+
+@config
+class Limits:
+    """What a cell must have to say something; one that has less is left out, or kept and said so."""
+
+    least_steps: PositiveInt = 400
+    least_tokens_per_param: PositiveFloat = 3.0
+    most_epochs: PositiveFloat = 1.25
+    beyond: Literal["say", "drop"] = "say"
+
+
+@config
+class HeldOut:
+    """Larger runs that no fit sees: their losses are predicted before they are trained."""
+
+    flops: PositiveFloat
+    n: PositiveFloat | None = None  # none: the fitted optimum at that budget
+    seeds: tuple[int, ...] = (0, 1)
+
+
+@config
+class FitMethod:
+    """How the records are read, fixed before any cell runs; the fields are those of scripts/fit.py."""
+
+    form: Literal["chinchilla", "isoflop", "envelope", "power"] = "chinchilla"
+    residual: Literal["log", "raw"] = "log"
+    delta: float | Literal["auto", "inf"] = "auto"
+    n: Literal["fit", "total", "non_embedding", "active"] = "fit"
+    drop_highest_loss: NonNegativeInt = 0
+    bootstrap: NonNegativeInt = 4000
+    level: Share = 0.95  # of intervals
+
+
+@config
+class Local:
+    """Processes of this machine, one a cell."""
+
+    workers: PositiveInt | None = None  # at a time; none: one a core
+    threads: PositiveInt = 1  # of each
+
+
+@config
+class Sweep(ABC):
+    series: dict[str, tuple[str, ...]]  # by name, the words of train.py that make it beside the common ones
+    common: tuple[str, ...] = ()  # words of train.py for every cell
+    seeds: tuple[int, ...] = (0,)
+    depth: PositiveInt = 3  # layers of all cells: a change of depth alone would show as a residual
+    tuning: Tuning
+    limits: Limits
+    held_out: HeldOut | None = None
+    fit: FitMethod
+    launch: Local
+    name: str
+    runs: Path = Path("runs")  # the sweep is a folder in it, its cells are folders in that
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.name
+
+    @abstractmethod
+    def grid(self, series: str) -> Iterator[Target]:
+        """The cells that are fitted, of one series."""
+
+    def targets(self) -> list[Target]:
+        """The cells that are fitted, of all series and seeds, the dearest first."""
+        found = [target for series in self.series for target in self.grid(series)]
+        return sorted(found, key=lambda t: -t.flops)
+
+    def held_out_targets(self, n: float) -> list[Target]:
+        if self.held_out is None:
+            return []
+        return [
+            Target(Role.HELD_OUT, series, self.held_out.n or n, self.held_out.flops, seed)
+            for series in self.series
+            for seed in self.held_out.seeds
+        ]
+
+
+@config
+class IsoFlop(Sweep):
+    """At each budget, sizes around the expected optimum (Hoffmann et al. 2022, approach 2; approach 3 fits it too)."""
+
+    budgets: tuple[PositiveFloat, ...]  # model FLOPs
+    factors: tuple[PositiveFloat, ...] = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the optimum
+    optimum: Optimum
+
+    def grid(self, series: str) -> Iterator[Target]:
+        for flops in self.budgets:
+            for factor in self.factors:
+                for seed in self.seeds:
+                    yield Target(Role.CELL, series, factor * self.optimum.at(flops), flops, seed)
+
+
+@config
+class Parametric(Sweep):
+    """Sizes x tokens a parameter: a rectangle in (N, D/N), for approach 3 alone."""
+
+    sizes: tuple[PositiveFloat, ...]  # parameters without the input embedding, the head once
+    tokens_per_param: tuple[PositiveFloat, ...] = (5.0, 10.0, 20.0, 40.0)
+
+    def grid(self, series: str) -> Iterator[Target]:
+        for n in self.sizes:
+            for ratio in self.tokens_per_param:
+                for seed in self.seeds:
+                    yield Target(Role.CELL, series, n, 6 * ratio * n**2, seed, tokens=ratio * n)

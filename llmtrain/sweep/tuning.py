@@ -1,0 +1,115 @@
+"""Which learning rates are tried, when a corner has enough of them, and the rule that all cells take theirs from."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llmtrain.config import config
+from llmtrain.sweep.cells import Cell
+from llmtrain.sweep.settings import Tuning
+
+Tried = Mapping[float, float]  # loss by learning rate; infinite where the run diverged
+
+
+@config
+class Best:
+    """The best rate at one corner (N, D) of the grid."""
+
+    n: int
+    tokens: int
+    lr: float
+    inside: bool  # between rates that were tried; else the best is the edge, and may lie beyond it
+    tried: dict[str, float | None]  # loss by rate; none: diverged
+
+    @property
+    def address(self) -> tuple[float, float]:
+        return math.log(self.n), math.log(self.tokens)
+
+
+class Rule(NamedTuple):
+    """ln lr = constant + by_n ln N + by_tokens ln D."""
+
+    constant: float
+    by_n: float
+    by_tokens: float
+
+    def lr(self, n: float, tokens: float) -> float:
+        return math.exp(self.constant + self.by_n * math.log(n) + self.by_tokens * math.log(tokens))
+
+
+def corners(cells: Sequence[Cell], number: int) -> list[Cell]:
+    """Of the cells of one seed, those at the ends of ln N and ln D; each once.
+
+    With two, the smallest size at its shortest and its longest: for a parametrisation that carries rates over widths.
+    """
+    first = min(c.seed for c in cells)
+    found = [c for c in cells if c.seed == first]
+    if number == 2:
+        least = min(c.n for c in found)
+        found = [c for c in found if c.n == least]
+        ends = [min(found, key=lambda c: c.tokens), max(found, key=lambda c: c.tokens)]
+    else:
+        n, d = (
+            _scaled([math.log(x) for x in xs]) for xs in zip(*((c.n, c.tokens) for c in found), strict=True)
+        )
+        ends = [
+            found[max(range(len(found)), key=lambda i, s=s, t=t: s * n[i] + t * d[i])]
+            for s in (-1, 1)
+            for t in (-1, 1)
+        ]
+    return list({cell.id: cell for cell in ends}.values())
+
+
+def next_rates(tried: Tried, tuning: Tuning) -> list[float]:
+    """What to try next at a corner; nothing once the best is inside, or ``widen`` further ones were not enough."""
+    if not tried:
+        middle = tuning.rates // 2
+        return [tuning.first * tuning.factor ** (k - middle) for k in range(tuning.rates)]
+    rates = sorted(tried)
+    if tuning.rates == 1 or len(rates) >= tuning.rates + tuning.widen:
+        return []
+    at = min(range(len(rates)), key=lambda i: (tried[rates[i]], rates[i]))
+    if at == 0:
+        return [rates[0] / tuning.factor]
+    return [rates[-1] * tuning.factor] if at == len(rates) - 1 else []
+
+
+def best_of(cell: Cell, tried: Tried) -> Best:
+    """The vertex of the parabola through the best rate and its neighbours; the best rate itself at an edge."""
+    rates = sorted(tried)
+    at = min(range(len(rates)), key=lambda i: (tried[rates[i]], rates[i]))
+    inside = 0 < at < len(rates) - 1
+    lr = rates[at]
+    if inside and all(math.isfinite(tried[r]) for r in rates[at - 1 : at + 2]):
+        lr = math.exp(
+            _vertex([math.log(r) for r in rates[at - 1 : at + 2]], [tried[r] for r in rates[at - 1 : at + 2]])
+        )
+    kept = {f"{r:.6g}": tried[r] if math.isfinite(tried[r]) else None for r in rates}
+    return Best(n=cell.n, tokens=cell.tokens, lr=lr, inside=inside or len(rates) == 1, tried=kept)
+
+
+def rule_of(bests: Sequence[Best]) -> Rule:
+    """Least squares in logarithms, of the slopes that the corners determine; the others are 0."""
+    points = np.array([best.address for best in bests])
+    columns = [np.ones(len(bests))]
+    free = [k for k in (0, 1) if np.ptp(points[:, k]) > 1e-9]
+    columns += [points[:, k] for k in free]
+    # the shortest solution: two corners cannot tell a slope in N from one in D
+    solved = np.linalg.lstsq(np.stack(columns, 1), np.log([best.lr for best in bests]), rcond=None)[0]
+    slopes = {k: float(value) for k, value in zip(free, solved[1:], strict=True)}
+    return Rule(float(solved[0]), slopes.get(0, 0.0), slopes.get(1, 0.0))
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [(v - low) / (high - low) if high > low else 0.0 for v in values]
+
+
+def _vertex(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of the parabola through three points whose middle one is the lowest: between the outer two."""
+    (a, b, c), (fa, fb, fc) = x, y
+    numerator = (b - a) ** 2 * (fb - fc) - (b - c) ** 2 * (fb - fa)
+    denominator = (b - a) * (fb - fc) - (b - c) * (fb - fa)
+    return b - numerator / (2 * denominator) if denominator else b
