@@ -99,10 +99,9 @@ def solve_width(
 ) -> int:
     """The width, a multiple of ``step``, whose parameters, as ``counted`` counts them, are nearest to ``n``.
 
-    Depth stays: it changes the loss at equal size, width hardly does.
-    Widths that the layers cannot have (which are no multiple of the head width) are passed over. Raises ConfigError,
-    naming the nearest sizes and widths, where none comes within ``miss`` of ``n``, and what the layers say where they have
-    no width at all.
+    Depth stays: it changes the loss at equal size, width hardly does. Widths that the layers cannot have (which are
+    no multiple of the head width) are passed over. Raises ConfigError, naming the nearest sizes and widths, where none
+    comes within ``miss`` of ``n``, and what the layers say where they have no width at all.
     """
 
     @functools.cache

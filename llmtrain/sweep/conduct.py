@@ -1,4 +1,4 @@
-"""A sweep from its plan to its records: learning rates first, then the cells, each a process; and again where it stopped."""
+"""A sweep from its plan to its records: learning rates first, then the cells, each a process of its own."""
 
 import dataclasses
 import json

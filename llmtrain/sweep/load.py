@@ -1,4 +1,4 @@
-"""From the words of a command line to a sweep: ``sweep=NAME`` and ``sweep.KEY=VALUE`` are its own, all others its runs'."""
+"""From the words of a command line to a sweep: those that begin with ``sweep`` are its own, all others its runs'."""
 
 from collections.abc import Sequence
 from typing import Any

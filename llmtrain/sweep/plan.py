@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from llmtrain.callbacks.display import duration
 from llmtrain.config import config, differences, to_plain
 from llmtrain.errors import ConfigError
 from llmtrain.run_folder import write_text
-from llmtrain.sweep.cells import Cell, Role
+from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.timing import makespan, timed
@@ -37,7 +39,7 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        plain = to_plain(self) | {"sha256": self.hash}
+        plain = {"sha256": self.hash} | TypeAdapter(Plan).dump_python(self, mode="json")
         write_text(folder / FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -51,7 +53,8 @@ def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup:
         cells = [cell for cell in cells if not cell.notes]
     if not cells:
         raise ConfigError(
-            f"sweep {sweep.name}: no cell keeps the limits (sweep.limits): give larger budgets, or sweep.limits.beyond=say"
+            f"sweep {sweep.name}: no cell keeps the limits (sweep.limits): give larger budgets, or "
+            "sweep.limits.beyond=say"
         )
     cells = list({cell.id: cell for cell in cells}.values())  # two factors may come to one width
     if startup is not None:
@@ -86,19 +89,18 @@ def held_out_seconds(sweep: Sweep, cells: Sequence[Cell], workers: int) -> float
     return makespan([each] * len(sweep.held_out.seeds) * len(sweep.series), workers)
 
 
-def kept_plan(sweep: Sweep) -> dict[str, Any] | None:
+def kept_plan(sweep: Sweep) -> Plan | None:
     """The plan that is in the sweep's folder; ConfigError where it is another sweep's, with the differences."""
     path = sweep.folder / FILE
     if not path.exists():
         return None
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    free = {"launch"}  # decides how, not what
-    ours = {k: v for k, v in to_plain(sweep).items() if k not in free}
-    theirs = {k: v for k, v in kept["sweep"].items() if k not in free}
-    if changed := differences(ours, theirs):
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    del kept["sha256"]
+    ours = to_plain(sweep) | {"launch": kept["sweep"]["launch"]}  # which decides how, not what
+    if changed := differences(ours, kept["sweep"]):
         shown = "; ".join(f"{key}: {json.dumps(b)} there, {json.dumps(a)} now" for key, a, b in changed[:6])
         raise ConfigError(f"{sweep.folder} holds another sweep: {shown}. Give another name (sweep.name=...)")
-    return kept
+    return TypeAdapter(Plan).validate_python(kept)
 
 
 def describe(plan: Plan, sweep: Sweep) -> str:
@@ -127,7 +129,3 @@ def describe(plan: Plan, sweep: Sweep) -> str:
     if plan.seconds is not None:
         lines.append(f"expected time: {duration(plan.seconds)} with {plan.workers} at a time")
     return "\n".join(lines)
-
-
-def roles(cells: Sequence[Cell], role: Role) -> list[Cell]:
-    return [cell for cell in cells if cell.role == role]

@@ -1,4 +1,4 @@
-"""How long the cells of a plan will take here: some steps are timed at a few sizes, and the rest is read between them."""
+"""How long the cells of a plan take on this machine: some steps are timed at a few sizes, and the rest lies between."""
 
 import heapq
 import math

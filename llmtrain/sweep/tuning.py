@@ -51,14 +51,8 @@ def corners(cells: Sequence[Cell], number: int) -> list[Cell]:
         found = [c for c in found if c.n == least]
         ends = [min(found, key=lambda c: c.tokens), max(found, key=lambda c: c.tokens)]
     else:
-        n, d = (
-            _scaled([math.log(x) for x in xs]) for xs in zip(*((c.n, c.tokens) for c in found), strict=True)
-        )
-        ends = [
-            found[max(range(len(found)), key=lambda i, s=s, t=t: s * n[i] + t * d[i])]
-            for s in (-1, 1)
-            for t in (-1, 1)
-        ]
+        n, d = _scaled([c.n for c in found]), _scaled([c.tokens for c in found])
+        ends = [_furthest(found, n, d, towards) for towards in ((-1, -1), (-1, 1), (1, -1), (1, 1))]
     return list({cell.id: cell for cell in ends}.values())
 
 
@@ -82,10 +76,9 @@ def best_of(cell: Cell, tried: Tried) -> Best:
     at = min(range(len(rates)), key=lambda i: (tried[rates[i]], rates[i]))
     inside = 0 < at < len(rates) - 1
     lr = rates[at]
-    if inside and all(math.isfinite(tried[r]) for r in rates[at - 1 : at + 2]):
-        lr = math.exp(
-            _vertex([math.log(r) for r in rates[at - 1 : at + 2]], [tried[r] for r in rates[at - 1 : at + 2]])
-        )
+    near = rates[at - 1 : at + 2]
+    if inside and all(math.isfinite(tried[r]) for r in near):
+        lr = math.exp(_vertex([math.log(r) for r in near], [tried[r] for r in near]))
     kept = {f"{r:.6g}": tried[r] if math.isfinite(tried[r]) else None for r in rates}
     return Best(n=cell.n, tokens=cell.tokens, lr=lr, inside=inside or len(rates) == 1, tried=kept)
 
@@ -93,18 +86,22 @@ def best_of(cell: Cell, tried: Tried) -> Best:
 def rule_of(bests: Sequence[Best]) -> Rule:
     """Least squares in logarithms, of the slopes that the corners determine; the others are 0."""
     points = np.array([best.address for best in bests])
-    columns = [np.ones(len(bests))]
-    free = [k for k in (0, 1) if np.ptp(points[:, k]) > 1e-9]
-    columns += [points[:, k] for k in free]
-    # the shortest solution: two corners cannot tell a slope in N from one in D
-    solved = np.linalg.lstsq(np.stack(columns, 1), np.log([best.lr for best in bests]), rcond=None)[0]
-    slopes = {k: float(value) for k, value in zip(free, solved[1:], strict=True)}
-    return Rule(float(solved[0]), slopes.get(0, 0.0), slopes.get(1, 0.0))
+    middle, rates = points.mean(0), np.log([best.lr for best in bests])
+    # about the middle, so that of slopes which the corners do not determine the shortest solution has none
+    slopes = np.linalg.lstsq(points - middle, rates - rates.mean(), rcond=None)[0]
+    return Rule(float(rates.mean() - slopes @ middle), float(slopes[0]), float(slopes[1]))
 
 
-def _scaled(values: Sequence[float]) -> list[float]:
-    low, high = min(values), max(values)
-    return [(v - low) / (high - low) if high > low else 0.0 for v in values]
+def _scaled(values: Sequence[int]) -> list[float]:
+    """Logarithms between 0 and 1."""
+    low, high = math.log(min(values)), math.log(max(values))
+    return [(math.log(v) - low) / (high - low) if high > low else 0.0 for v in values]
+
+
+def _furthest(
+    cells: Sequence[Cell], n: Sequence[float], d: Sequence[float], towards: tuple[int, int]
+) -> Cell:
+    return cells[max(range(len(cells)), key=lambda i: towards[0] * n[i] + towards[1] * d[i])]
 
 
 def _vertex(x: Sequence[float], y: Sequence[float]) -> float:

@@ -1,0 +1,57 @@
+"""From a question to its answer: plan, learning rates, cells, fit, prediction, and the check of the prediction."""
+
+import logging
+
+from llmtrain.callbacks.display import preparing
+from llmtrain.data.prepare import Progress
+from llmtrain.errors import ConfigError
+from llmtrain.lock import RunLock
+from llmtrain.sweep.conduct import Conductor, with_rates
+from llmtrain.sweep.count import Series
+from llmtrain.sweep.plan import Plan, describe, kept_plan, make_plan
+from llmtrain.sweep.pool import LocalPool
+from llmtrain.sweep.settings import Sweep
+from llmtrain.sweep.status import status_of, table
+
+log = logging.getLogger(__name__)
+
+
+def series_of(sweep: Sweep, progress: Progress | None) -> dict[str, Series]:
+    return {
+        name: Series(name, [*sweep.common, *words], depth=sweep.depth, progress=progress)
+        for name, words in sweep.series.items()
+    }
+
+
+def pool_of(sweep: Sweep) -> LocalPool:
+    return LocalPool(sweep.launch.workers, sweep.launch.threads)
+
+
+def planned(sweep: Sweep, *, startup: float) -> Plan:
+    """The plan that is in the sweep's folder, or a new one, which is written there; printed either way.
+
+    ``startup`` is what every process takes before its first step, in seconds.
+    """
+    plan = kept_plan(sweep)
+    if plan is None:
+        with preparing(show=True) as progress:
+            series = series_of(sweep, progress)
+        plan = make_plan(sweep, series, workers=pool_of(sweep).workers, startup=startup)
+        plan.write(sweep.folder)
+    print(describe(plan, sweep))
+    return plan
+
+
+def answer(sweep: Sweep, plan: Plan, *, force: bool) -> None:
+    with RunLock(sweep.folder):
+        conductor = Conductor(sweep, pool_of(sweep))
+        rules = conductor.tuned(plan)
+        conductor.run(with_rates(plan.cells, rules))
+
+
+def status(sweep: Sweep) -> str:
+    """How far each cell is, those included whose learning rates were tried."""
+    plan = kept_plan(sweep)
+    if plan is None:
+        raise ConfigError(f"{sweep.folder} has no plan yet: --dry-run makes one")
+    return table([status_of(cell, sweep.folder) for cell in plan.cells])
