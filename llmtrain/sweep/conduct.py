@@ -113,11 +113,12 @@ class Conductor:
 
 
 def with_rates(cells: Sequence[Cell], rules: Mapping[str, Rule | None]) -> list[Cell]:
-    """The cells with the learning rate of their series' rule, where it has one."""
+    """The cells with the learning rate of their series' rule, where it has one; a branch has that of its trunk."""
+    trunks = {(c.series, c.n, c.seed): c for c in cells if c.role is Role.TRUNK}
     found = []
     for cell in cells:
-        rule = rules[cell.series]
-        found.append(cell if rule is None else dataclasses.replace(cell, lr=rule.lr(cell.n, cell.tokens)))
+        rule, of = rules[cell.series], trunks.get((cell.series, cell.n, cell.seed), cell)
+        found.append(cell if rule is None else dataclasses.replace(cell, lr=rule.lr(of.n, of.tokens)))
     return found
 
 

@@ -71,6 +71,7 @@ def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup:
         for corner in corners([cell for cell in cells if cell.series == name], sweep.tuning.corners)
         if sweep.tuning.rates > 1
     )
+    cells = sweep.arranged(cells)
     seconds = None
     if startup is not None:
         each = [c.seconds or 0.0 for c in cells] + [

@@ -6,6 +6,7 @@ from llmtrain.callbacks.display import preparing
 from llmtrain.data.prepare import Progress
 from llmtrain.errors import ConfigError
 from llmtrain.lock import RunLock
+from llmtrain.sweep.cells import Role
 from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.plan import Plan, describe, kept_plan, make_plan
@@ -46,7 +47,9 @@ def answer(sweep: Sweep, plan: Plan, *, force: bool) -> None:
     with RunLock(sweep.folder):
         conductor = Conductor(sweep, pool_of(sweep))
         rules = conductor.tuned(plan)
-        conductor.run(with_rates(plan.cells, rules))
+        cells = with_rates(plan.cells, rules)
+        conductor.run([cell for cell in cells if cell.role is Role.TRUNK])
+        conductor.run([cell for cell in cells if cell.role is not Role.TRUNK])
 
 
 def status(sweep: Sweep) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from llmtrain.config import config
-from llmtrain.sweep.cells import Role, Target
+from llmtrain.sweep.cells import Cell, Role, Target
+from llmtrain.sweep.ladder import ladder
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -108,6 +109,10 @@ class Sweep(ABC):
     def grid(self, series: str) -> Iterator[Target]:
         """The cells that are fitted, of one series."""
 
+    def arranged(self, cells: list[Cell]) -> list[Cell]:
+        """The cells of a grid, counted, as they are run."""
+        return cells
+
     def targets(self) -> list[Target]:
         """The cells that are fitted, of all series and seeds, the dearest first."""
         found = [target for series in self.series for target in self.grid(series)]
@@ -150,3 +155,22 @@ class Parametric(Sweep):
             for ratio in self.tokens_per_param:
                 for seed in self.seeds:
                     yield Target(Role.CELL, series, n, 6 * ratio * n**2, seed, tokens=ratio * n)
+
+
+@config
+class Ladder(Sweep):
+    """Sizes x horizons, those of one size and seed being branches of one trunk: cheap in runs, and not independent."""
+
+    sizes: tuple[PositiveFloat, ...]  # parameters without the input embedding, the head once
+    tokens_per_param: tuple[PositiveFloat, ...] = (5.0, 10.0, 20.0, 40.0)  # the horizons
+    decay: Annotated[float, Gt(0), Lt(1)] = 0.2  # of a horizon
+    warmup: Annotated[float, Gt(0), Le(0.1)] = 0.1  # of the shortest horizon
+
+    def grid(self, series: str) -> Iterator[Target]:
+        for n in self.sizes:
+            for ratio in self.tokens_per_param:
+                for seed in self.seeds:
+                    yield Target(Role.BRANCH, series, n, 6 * ratio * n**2, seed, tokens=ratio * n)
+
+    def arranged(self, cells: list[Cell]) -> list[Cell]:
+        return ladder(cells, decay=self.decay, warmup=self.warmup)

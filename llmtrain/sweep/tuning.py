@@ -35,7 +35,7 @@ class Rule(NamedTuple):
     by_n: float
     by_tokens: float
 
-    def lr(self, n: float, tokens: float) -> float:
+    def lr(self, n: int, tokens: int) -> float:
         return math.exp(self.constant + self.by_n * math.log(n) + self.by_tokens * math.log(tokens))
 
 

@@ -1,0 +1,72 @@
+"""Learning rates of a sweep: what is tried, when a corner is done, and the rule that all cells follow."""
+
+import math
+
+import pytest
+
+from llmtrain.sweep.cells import Cell, Role
+from llmtrain.sweep.settings import Tuning
+from llmtrain.sweep.tuning import Rule, best_of, corners, next_rates, rule_of
+
+TUNING = Tuning(rates=3, first=0.01, factor=2.0, widen=3)
+
+
+def cell(n: int, tokens: int, seed: int = 0) -> Cell:
+    return Cell(
+        id=f"n{n}-d{tokens}-{seed}", role=Role.CELL, series="s", seed=seed, n=n, d_model=8, tokens=tokens,
+        flops=6 * n * tokens, steps=tokens, batch_rows=1, epochs=0.1, words=(),
+    )  # fmt: skip
+
+
+def searched(best: float, tuning: Tuning = TUNING, *, diverges_above: float = math.inf) -> dict[float, float]:
+    """All rates that a search tries where the loss is a parabola in ln lr."""
+    tried: dict[float, float] = {}
+    while rates := next_rates(tried, tuning):
+        tried |= {r: math.log(r / best) ** 2 if r <= diverges_above else math.inf for r in rates}
+    return tried
+
+
+@pytest.mark.parametrize("best", [0.004, 0.01, 0.013, 0.03, 0.11])
+def test_a_search_ends_with_the_best_inside_at_the_vertex(best: float) -> None:
+    found = best_of(cell(100, 1000), searched(best))
+    assert found.inside
+    assert found.lr == pytest.approx(best)
+
+
+def test_a_search_that_would_go_on_ends_on_the_edge_and_says_so() -> None:
+    tried = searched(10.0)
+    found = best_of(cell(100, 1000), tried)
+    assert len(tried) == 6 and not found.inside and found.lr == max(tried)
+
+
+def test_a_rate_that_diverges_is_worse_than_any() -> None:
+    tried = searched(0.01, diverges_above=0.015)
+    found = best_of(cell(100, 1000), tried)
+    assert found.inside and found.lr == 0.01  # no parabola has an infinite point
+    assert found.tried["0.02"] is None
+
+
+def test_one_rate_is_taken_as_given() -> None:
+    assert next_rates({}, Tuning(rates=1)) == [0.01]
+    assert next_rates({0.01: 1.0}, Tuning(rates=1)) == []
+
+
+def test_corners_are_the_ends_of_size_and_length_of_one_seed() -> None:
+    grid = [cell(n, c // n, seed) for c in (10**6, 10**8) for n in (100, 200, 400) for seed in (0, 1)]
+    found = {(c.n, c.tokens) for c in corners(grid, 4)}
+    assert found == {(100, 10**4), (400, 2500), (100, 10**6), (400, 250_000)}
+    assert {(c.n, c.tokens) for c in corners(grid, 2)} == {(100, 10**4), (100, 10**6)}
+    assert all(c.seed == 0 for c in corners(grid, 4))
+
+
+def test_the_rule_recovers_a_power_law_in_size_and_length() -> None:
+    planted = Rule(1.0, -0.4, -0.15)
+    bests = [best_of(cell(n, d), searched(planted.lr(n, d))) for n in (1000, 50_000) for d in (10**5, 10**7)]
+    assert rule_of(bests) == pytest.approx(planted)
+
+
+def test_what_the_corners_do_not_tell_is_no_slope() -> None:
+    bests = [best_of(cell(1000, d), searched(Rule(1.0, 0.0, -0.3).lr(1000, d))) for d in (10**5, 10**7)]
+    found = rule_of(bests)
+    assert found.by_n == 0 and found.by_tokens == pytest.approx(-0.3)
+    assert found.lr(10**6, 10**6) == pytest.approx(Rule(1.0, 0.0, -0.3).lr(1, 10**6))
