@@ -9,10 +9,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from llmtrain.config import config
+from llmtrain.scaling.method import Method
 from llmtrain.sweep.cells import Cell, Role, Target
 from llmtrain.sweep.ladder import ladder
-
-Share = Annotated[float, Ge(0), Le(1)]
 
 
 @config
@@ -67,19 +66,6 @@ class HeldOut:
 
 
 @config
-class FitMethod:
-    """How the records are read, fixed before any cell runs; the fields are those of scripts/fit.py."""
-
-    form: Literal["chinchilla", "isoflop", "envelope", "power"] = "chinchilla"
-    residual: Literal["log", "raw"] = "log"
-    delta: float | Literal["auto", "inf"] = "auto"
-    n: Literal["fit", "total", "non_embedding", "active"] = "fit"
-    drop_highest_loss: NonNegativeInt = 0
-    bootstrap: NonNegativeInt = 4000
-    level: Share = 0.95  # of intervals
-
-
-@config
 class Local:
     """Processes of this machine, one a cell."""
 
@@ -96,7 +82,7 @@ class Sweep(ABC):
     tuning: Tuning
     limits: Limits
     held_out: HeldOut | None = None
-    fit: FitMethod
+    fit: Method  # fixed before any cell runs
     launch: Local
     name: str
     runs: Path = Path("runs")  # the sweep is a folder in it, its cells are folders in that
