@@ -15,6 +15,9 @@ class Role(StrEnum):
     CHECK = "check"  # a fresh run of a branch's length
 
 
+FITTED = frozenset({Role.CELL, Role.BRANCH})
+
+
 class Target(NamedTuple):
     """A cell before its width is solved for."""
 

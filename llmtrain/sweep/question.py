@@ -1,14 +1,16 @@
 """From a question to its answer: plan, learning rates, cells, fit, prediction, and the check of the prediction."""
 
 import logging
+from collections.abc import Sequence
 
 from llmtrain.callbacks.display import preparing
 from llmtrain.data.prepare import Progress
 from llmtrain.errors import ConfigError
 from llmtrain.lock import RunLock
-from llmtrain.sweep.cells import Role
+from llmtrain.sweep.cells import FITTED, Cell, Role
 from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
+from llmtrain.sweep.forecast import forecast
 from llmtrain.sweep.plan import Plan, describe, kept_plan, make_plan
 from llmtrain.sweep.pool import LocalPool
 from llmtrain.sweep.settings import Sweep
@@ -40,7 +42,21 @@ def planned(sweep: Sweep, *, startup: float) -> Plan:
         plan = make_plan(sweep, series, workers=pool_of(sweep).workers, startup=startup)
         plan.write(sweep.folder)
     print(describe(plan, sweep))
+    for name in sweep.series:
+        for line in precision(sweep, [cell for cell in plan.cells if cell.series == name]):
+            print(line if len(sweep.series) == 1 else f"{name}: {line}")
     return plan
+
+
+def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
+    """What the plan promises of its prediction, in words; nothing where nothing is held out."""
+    fitted = [cell for cell in cells if cell.role in FITTED]
+    if sweep.held_out is None:
+        return []
+    found = forecast(fitted, at=sweep.held_out.flops, method=sweep.fit, prior=sweep.prior)
+    if found is None:
+        return ["precision: no simulated sweep could be fitted: give more sizes and budgets"]
+    return [f"precision: {found}", *(f"warning: {text}" for text in found.warnings)]
 
 
 def answer(sweep: Sweep, plan: Plan, *, force: bool) -> None:

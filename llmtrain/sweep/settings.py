@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from llmtrain.config import config
 from llmtrain.scaling.method import Method
 from llmtrain.sweep.cells import Cell, Role, Target
+from llmtrain.sweep.forecast import Prior
 from llmtrain.sweep.ladder import ladder
 
 
@@ -83,6 +84,7 @@ class Sweep(ABC):
     limits: Limits
     held_out: HeldOut | None = None
     fit: Method  # fixed before any cell runs
+    prior: Prior
     launch: Local
     name: str
     runs: Path = Path("runs")  # the sweep is a folder in it, its cells are folders in that
