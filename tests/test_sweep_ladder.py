@@ -29,13 +29,13 @@ def test_every_branch_begins_at_a_checkpoint_of_the_trunk_and_decays_to_its_hori
     every = int(value(trunk, "checkpoint.every"))
     assert len(branches) == len(lengths)
     for branch, length in zip(branches, sorted(lengths), strict=True):
-        name, _, at = value(branch, "init_from").partition("@")
+        name, _, at = str(branch.origin).partition("@")
         assert name == trunk.id == value(branch, "labels.trunk")
         assert int(at) % every == 0 and 0 < int(at) <= trunk.steps
         assert int(at) + int(value(branch, "schedule.decay")) == branch.steps == int(value(branch, "steps"))
         assert branch.steps == pytest.approx(length, rel=0.06)
         assert value(branch, "schedule.warmup") == value(trunk, "schedule.warmup")
-    assert trunk.steps == max(int(value(b, "init_from").partition("@")[2]) for b in branches)
+    assert trunk.steps == max(int(str(b.origin).partition("@")[2]) for b in branches)
 
 
 def test_a_fresh_run_of_the_shortest_horizon_checks_its_branch() -> None:
@@ -43,7 +43,7 @@ def test_a_fresh_run_of_the_shortest_horizon_checks_its_branch() -> None:
     (fresh,) = [c for c in cells if c.role is Role.CHECK]
     shortest = min((c for c in cells if c.role is Role.BRANCH), key=lambda c: c.steps)
     assert fresh.steps == shortest.steps
-    own = {word for word in shortest.words if not word.startswith(("init_from", "labels.trunk"))}
+    own = {word for word in shortest.words if not word.startswith("labels.trunk")}
     assert set(fresh.words) == own
 
 

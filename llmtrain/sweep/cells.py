@@ -1,6 +1,7 @@
 """A cell: what one run of a sweep shall be, then what it comes to, and the words of train.py that make it."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 from llmtrain.config import config
@@ -13,6 +14,11 @@ class Role(StrEnum):
     TRUNK = "trunk"  # of a ladder
     BRANCH = "branch"  # of a trunk, decayed at its own horizon; is fitted
     CHECK = "check"  # a fresh run of a branch's length
+
+    @property
+    def folder(self) -> str:
+        """Within the sweep's: what is fitted lies apart, so that a fit of that folder is a fit of nothing else."""
+        return "cells" if self in FITTED else f"{self.value}s" if self is not Role.HELD_OUT else self.value
 
 
 FITTED = frozenset({Role.CELL, Role.BRANCH})
@@ -47,10 +53,18 @@ class Cell:
     epochs: float
     seconds: float | None = None  # expected, on one worker
     notes: tuple[str, ...] = ()  # limits that it does not keep
+    origin: str | None = None  # TRUNK@STEP that it branches from
     words: tuple[str, ...]  # of train.py, all but those of the sweep's folder
 
-    def command(self, runs: str, *more: str) -> list[str]:
+    def run(self, sweep: Path) -> Path:
+        """The folder of its run, within that of the sweep."""
+        return sweep / self.role.folder / self.id
+
+    def command(self, sweep: Path) -> list[str]:
         """The words of train.py, without its name."""
-        rate = [] if self.lr is None else [f"optim.lr={self.lr:.6g}"]
-        labels = [f"labels.cell={self.id}", f"labels.series={self.series}"]
-        return [*self.words, *rate, *labels, f"name={self.id}", f"runs={runs}", *more]
+        words = [*self.words, f"labels.cell={self.id}", f"labels.series={self.series}"]
+        if self.lr is not None:
+            words.append(f"optim.lr={self.lr:.6g}")
+        if self.origin is not None:
+            words.append(f"init_from={sweep / Role.TRUNK.folder / self.origin}")
+        return [*words, f"name={self.id}", f"runs={sweep / self.role.folder}"]

@@ -14,7 +14,7 @@ from llmtrain.errors import ConfigError, UserError
 from llmtrain.run_folder import write_text
 from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.plan import Plan
-from llmtrain.sweep.pool import Ended, Job, LocalPool, last_line
+from llmtrain.sweep.pool import Ended, Job, Pool, last_line
 from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.status import State, log_of, status_of
 from llmtrain.sweep.tuning import Best, Rule, best_of, next_rates, rule_of
@@ -34,7 +34,7 @@ class CellsFailed(UserError):
 class Conductor:
     """Runs cells of one sweep. What is finished is never run again; what was interrupted goes on."""
 
-    def __init__(self, sweep: Sweep, pool: LocalPool, say: Callable[[str], None] = print):
+    def __init__(self, sweep: Sweep, pool: Pool, say: Callable[[str], None] = print):
         self.sweep, self.pool, self.say = sweep, pool, say
         self.folder = sweep.folder
         shutil.rmtree(self.folder / "failed", ignore_errors=True)  # a new start tries them again
@@ -46,7 +46,7 @@ class Conductor:
             cells = {(c.id, lr): _at_rate(c, lr) for c, lr in jobs}
             self.run(list(cells.values()))
             for (corner, lr), cell in cells.items():
-                tried[corner][lr] = self._loss(cell)
+                tried[corner][lr] = self.loss(cell)
         bests = {c.id: best_of(c, tried[c.id]) for c in plan.tuned}
         rules: dict[str, Rule | None] = {}
         for name in self.sweep.series:
@@ -78,7 +78,7 @@ class Conductor:
             )
 
     def _job(self, cell: Cell) -> Job:
-        return Job(cell.id, tuple(cell.command(str(self.folder))), log_of(cell, self.folder))
+        return Job(cell.id, tuple(cell.command(self.folder)), log_of(cell, self.folder))
 
     def _ended(self, cell: Cell, one: Ended) -> bool:
         """Whether the cell is done with."""
@@ -99,7 +99,8 @@ class Conductor:
         loss = "" if status.loss is None else f", {status.loss:.4f}"
         return f"{status.state.value}{loss}, {duration(one.seconds)}{': ' + status.error if status.error else ''}"
 
-    def _loss(self, cell: Cell) -> float:
+    def loss(self, cell: Cell) -> float:
+        """Of a finished cell; infinite of one that diverged."""
         status = status_of(cell, self.folder)
         return status.loss if status.state is State.FINISHED and status.loss is not None else math.inf
 

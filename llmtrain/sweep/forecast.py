@@ -2,21 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from llmtrain import philox
 from llmtrain.config import config
-from llmtrain.errors import UserError
-from llmtrain.scaling import Method, Points, fit
-from llmtrain.scaling.fit import replace_bootstrap
-from llmtrain.scaling.flops import measured
-from llmtrain.scaling.points import About
+from llmtrain.scaling.flops import Convention, measured
+from llmtrain.scaling.method import Method
+from llmtrain.scaling.points import About, Points
+from llmtrain.scaling.simulate import simulate
 from llmtrain.sweep.cells import Cell
 
-REPEATS = 40
+COUNT = 100
 FAR, SHORT = 10.0, 1.5  # times beyond the largest budget, with fewer decades of compute
 
 
@@ -32,6 +30,10 @@ class Prior:
     seed_sd: float = 0.007  # of the logarithm of the loss, between seeds of one cell
     misfit_sd: float = 0.003  # and between cells: what the law does not say of them
 
+    @property
+    def law(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("E", "A", "alpha", "B", "beta")}
+
     def loss(self, n: Float[np.ndarray, " n"], d: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
@@ -39,51 +41,52 @@ class Prior:
 class Forecast(NamedTuple):
     """Of the loss of a held-out run; relative."""
 
-    half_width: float  # median of the interval's
-    error: float  # 95% of the errors are below it
+    half_width: float  # median of its interval's
+    error: float  # 95% of the law's errors are below it
     inside: float  # share of runs inside their interval
-    failed: int  # simulated sweeps, of ``REPEATS``, whose fit was refused
+    failed: int  # simulated sweeps, of ``COUNT``, that could not be fitted
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
-            f"by {REPEATS} simulated sweeps: the held-out loss is predicted within {self.error:.1%} (95%), with an "
-            f"interval of ±{self.half_width:.1%} that holds {self.inside:.0%} of runs"
+            f"in {COUNT} simulated sweeps the held-out law is predicted within {self.error:.1%} (95% of them), with an "
+            f"interval of a run of ±{self.half_width:.1%} that holds {self.inside:.0%} of runs"
         )
 
 
 def forecast(cells: Sequence[Cell], *, at: float, method: Method, prior: Prior) -> Forecast | None:
-    """Of a run of ``at`` FLOPs at the prior's best size; none where every fit was refused."""
-    n, d, c = (np.array(x, dtype=float) for x in zip(*((x.n, x.tokens, x.flops) for x in cells), strict=True))
-    _, cell = np.unique(np.stack([n, d]), axis=1, return_inverse=True)
-    convention = measured(n, d, c, "model FLOPs")
-    held = _best(prior, at, lambda sizes: at / convention.per_token(sizes))
-    truth = float(prior.loss(*held)[0])
-    widths, errors, inside = [], [], []
-    for k in range(REPEATS):
-        rng = philox.generator(0, "forecast", 0, k)
-        scatter = prior.misfit_sd * rng.standard_normal(cell.max() + 1)[cell]
-        loss = prior.loss(n, d) * np.exp(scatter + prior.seed_sd * rng.standard_normal(len(n)))
-        observed = truth * math.exp(prior.seed_sd * rng.standard_normal())
-        points = Points(
-            x={"n": n, "d": d, "c": c}, loss=loss, weight=np.ones(len(n)), run=np.array([x.id for x in cells]),
-            unit=np.arange(len(n)), unit_name="run", convention=convention, about=About("a simulation", ""),
-        )  # fmt: skip
-        try:
-            law = fit(points, replace_bootstrap(method)).law
-        except UserError:
-            continue
-        bands = law.bands({"n": held[0], "d": held[1]}, method.level)
-        low, high = float(bands.run_lo[0]), float(bands.run_hi[0])
-        widths.append((high - low) / (2 * float(bands.loss[0])))
-        errors.append(abs(float(bands.loss[0]) / observed - 1))
-        inside.append(low <= observed <= high)
-    if not widths:
+    """Of a run of ``at`` FLOPs at the prior's best size; none for another form than the prior's, or too few cells."""
+    if method.form != "chinchilla" or len(cells) <= len(prior.law):
+        return None
+    points = _points(cells)
+    best_n, best_d = _best(prior, at, points.convention)
+    target = {"n": best_n, "d": best_d, "c": np.array([at])}
+    found = simulate(
+        points, prior.law, method, target, sigma=prior.seed_sd, misfit=prior.misfit_sd, count=COUNT
+    )
+    if not found.laws:
         return None
     return Forecast(
-        float(np.median(widths)), float(np.quantile(errors, 0.95)), float(np.mean(inside)), REPEATS - len(widths),
-        tuple(_warnings(c, at)),
-    )  # fmt: skip
+        half_width=float(np.median(found.half_width)),
+        error=float(np.quantile(np.abs(found.predicted / found.truth - 1), 0.95)),
+        inside=float(found.in_run.mean()),
+        failed=found.failed,
+        warnings=tuple(_warnings(points.x["c"], at)),
+    )
+
+
+def _points(cells: Sequence[Cell]) -> Points:
+    n, d, c = (np.array(x, dtype=float) for x in zip(*((x.n, x.tokens, x.flops) for x in cells), strict=True))
+    return Points(
+        x={"n": n, "d": d, "c": c},
+        loss=np.ones(len(n)),
+        weight=np.ones(len(n)),
+        run=np.array([cell.id for cell in cells]),
+        unit=np.arange(len(n)),
+        unit_name="run",
+        convention=measured(n, d, c, "flops_model"),
+        about=About("a simulation", ""),
+    )
 
 
 def _warnings(c: Float[np.ndarray, " n"], at: float) -> list[str]:
@@ -97,8 +100,8 @@ def _warnings(c: Float[np.ndarray, " n"], at: float) -> list[str]:
     return []
 
 
-def _best(prior: Prior, flops: float, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
+def _best(prior: Prior, flops: float, convention: Convention) -> tuple[np.ndarray, np.ndarray]:
     sizes = np.geomspace(1e2, 1e13, 4001)
-    at = int(np.argmin(prior.loss(sizes, tokens(sizes))))
-    best = sizes[at : at + 1]
-    return best, tokens(best)
+    tokens = flops / convention.per_token(sizes)
+    at = int(np.argmin(prior.loss(sizes, tokens)))
+    return sizes[at : at + 1], tokens[at : at + 1]

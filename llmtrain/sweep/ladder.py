@@ -34,8 +34,10 @@ def _of_one_size(rungs: Sequence[Cell], decay: float, warmup: float) -> Iterator
     yield _with(longest, Role.TRUNK, trunk, last, (*constant, *saved, f"labels.trunk={trunk}"))
     for rung, n, d in zip(rungs, lengths, decays, strict=True):
         falling = ("schedule=wsd", f"schedule.warmup={warming}", f"schedule.decay={d * unit}")
-        origin = (f"init_from={trunk}@{(n - d) * unit}", f"labels.trunk={trunk}")
-        yield _with(rung, Role.BRANCH, f"{trunk}-h{n * unit}", n * unit, (*falling, *origin))
+        branch = _with(
+            rung, Role.BRANCH, f"{trunk}-h{n * unit}", n * unit, (*falling, f"labels.trunk={trunk}")
+        )
+        yield dataclasses.replace(branch, origin=f"{trunk}@{(n - d) * unit}")
         if rung is shortest:
             yield _with(rung, Role.CHECK, f"{trunk}-fresh-h{n * unit}", n * unit, falling)
 

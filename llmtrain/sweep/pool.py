@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 POLL = 0.2  # seconds between two looks at the processes
@@ -25,6 +25,16 @@ class Ended(NamedTuple):
     job: Job
     exit_code: int
     seconds: float
+
+
+class Pool(Protocol):
+    """Where cells run; ``workers`` of them at a time."""
+
+    workers: int
+
+    def run(
+        self, jobs: Sequence[Job], on_start: Callable[[Job], None], on_end: Callable[[Ended], None]
+    ) -> None: ...
 
 
 class LocalPool:

@@ -7,12 +7,13 @@ from llmtrain.callbacks.display import preparing
 from llmtrain.data.prepare import Progress
 from llmtrain.errors import ConfigError
 from llmtrain.lock import RunLock
+from llmtrain.sweep.answer import check_branches, fitted, predicted, verified
 from llmtrain.sweep.cells import FITTED, Cell, Role
 from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.forecast import forecast
 from llmtrain.sweep.plan import Plan, describe, kept_plan, make_plan
-from llmtrain.sweep.pool import LocalPool
+from llmtrain.sweep.pool import LocalPool, Pool
 from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.status import status_of, table
 
@@ -59,13 +60,21 @@ def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     return [f"precision: {found}", *(f"warning: {text}" for text in found.warnings)]
 
 
-def answer(sweep: Sweep, plan: Plan, *, force: bool) -> None:
+def answer(sweep: Sweep, plan: Plan, *, force: bool, pool: Pool | None = None) -> None:
+    """Run the plan to its end, from where an earlier start came to: what is finished is not run again."""
     with RunLock(sweep.folder):
-        conductor = Conductor(sweep, pool_of(sweep))
+        conductor = Conductor(sweep, pool or pool_of(sweep))
         rules = conductor.tuned(plan)
         cells = with_rates(plan.cells, rules)
         conductor.run([cell for cell in cells if cell.role is Role.TRUNK])
         conductor.run([cell for cell in cells if cell.role is not Role.TRUNK])
+        check_branches(cells, conductor)
+        fits = fitted(sweep, force=force)
+        if sweep.held_out is not None:
+            with preparing(show=False) as progress:
+                series = series_of(sweep, progress)
+            conductor.run(predicted(sweep, sweep.held_out, series, rules, fits))
+            verified(sweep, sweep.held_out, fits)
 
 
 def status(sweep: Sweep) -> str:

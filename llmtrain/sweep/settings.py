@@ -64,6 +64,10 @@ class HeldOut:
     flops: PositiveFloat
     n: PositiveFloat | None = None  # none: the fitted optimum at that budget
     seeds: tuple[int, ...] = (0, 1)
+    most_error: PositiveFloat = (
+        0.02  # relative: the prediction holds if every run is as near and in its interval
+    )
+    most_half_width: PositiveFloat = 0.04  # and the interval no wider, relative
 
 
 @config
@@ -106,14 +110,11 @@ class Sweep(ABC):
         found = [target for series in self.series for target in self.grid(series)]
         return sorted(found, key=lambda t: -t.flops)
 
-    def held_out_targets(self, n: float) -> list[Target]:
-        if self.held_out is None:
+    def held_out_targets(self, series: str, n: float) -> list[Target]:
+        """Of one series, a cell of ``n`` parameters for each seed; none where nothing is held out."""
+        if (held := self.held_out) is None:
             return []
-        return [
-            Target(Role.HELD_OUT, series, self.held_out.n or n, self.held_out.flops, seed)
-            for series in self.series
-            for seed in self.held_out.seeds
-        ]
+        return [Target(Role.HELD_OUT, series, n, held.flops, seed) for seed in held.seeds]
 
 
 @config

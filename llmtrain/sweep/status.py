@@ -29,7 +29,7 @@ class Status(NamedTuple):
 
 def status_of(cell: Cell, folder: Path) -> Status:
     """``folder`` is the sweep's."""
-    run = folder / cell.id
+    run = cell.run(folder)
     if (run / "record.json").exists():
         record = RunRecord.read(run / "record.json")
         state = State.FINISHED if record.status == "finished" else State.DIVERGED

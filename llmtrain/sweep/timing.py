@@ -25,9 +25,8 @@ def seconds_a_step(series: Series, cell: Cell) -> float:
     run = run_from(cell.words)
     setup = set_up(run, series.prepared)
     optimizer = run.optim.build(setup.task, run.schedule, max(setup.horizon, STEPS + WARMUP))
-    rows = RankRows(
-        first=0, end=(STEPS + WARMUP) * run.batch_rows, micro_rows=run.batch_rows, rank=0, world=1
-    )
+    n_rows = (STEPS + WARMUP) * run.batch_rows
+    rows = RankRows(n_rows=n_rows, micro_rows=run.batch_rows, rank=0, world=1)
     seconds = []
     for batch in loader(setup.examples(), rows, workers=0):
         start = time.perf_counter()

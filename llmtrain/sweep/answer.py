@@ -1,0 +1,113 @@
+"""The end of a sweep: the law of its records, a prediction that is sealed, and the runs that check it."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmtrain.errors import ConfigError
+from llmtrain.scaling import predict, read, read_fit, study, verify
+from llmtrain.scaling.predict import NAME as PREDICTION
+from llmtrain.scaling.read import the_series
+from llmtrain.scaling.saved import write_json
+from llmtrain.scaling.verify import NAME as VERIFIED
+from llmtrain.sweep.cells import Cell, Role
+from llmtrain.sweep.conduct import Conductor, edges, with_rates
+from llmtrain.sweep.count import Series
+from llmtrain.sweep.settings import HeldOut, Sweep
+from llmtrain.sweep.tuning import Rule
+
+FIT = "fit"  # of the sweep's folder; each series has a folder in it
+
+
+def fitted(sweep: Sweep, *, force: bool) -> dict[str, Path]:
+    """The folder of each series' ``fit.json``, made from the records of the cells as the sweep's config says.
+
+    Raises ConfigError where a best learning rate lies on the edge of those tried, unless ``force`` says that this is
+    known: such a law is of the rates as much as of the sizes.
+    """
+    if (on_edge := edges(sweep.folder)) and not force:
+        raise ConfigError(
+            f"sweep {sweep.name}: the best learning rate of {', '.join(on_edge)} is the last that was tried, so a "
+            "better one may lie beyond: widen further (sweep.tuning.widen), or fit all the same with --force"
+        )
+    found = read(sweep.folder / Role.CELL.folder)
+    folders = {}
+    for name in sweep.series:
+        folders[name] = sweep.folder / FIT / name
+        study([the_series(found, name)], sweep.fit).write(folders[name])
+    if len(found) > 1:
+        study(found, sweep.fit).write(sweep.folder / FIT)
+    return folders
+
+
+def predicted(
+    sweep: Sweep,
+    held: HeldOut,
+    series: Mapping[str, Series],
+    rules: Mapping[str, Rule | None],
+    fits: Mapping[str, Path],
+) -> list[Cell]:
+    """The held-out cells at each series' best size, once their losses are written down in ``prediction.json``."""
+    cells = []
+    for name, folder in fits.items():
+        saved = read_fit(folder)
+        n = held.n or predict(saved, flops=held.flops).n
+        if n is None:
+            raise ConfigError(f"form {sweep.fit.form} sets no size: give sweep.held_out.n")
+        mine = [series[name].cell(target, sweep.limits) for target in sweep.held_out_targets(name, n)]
+        sealed = predict(saved, n=float(mine[0].n), d=float(mine[0].tokens)).plain
+        if not (folder / PREDICTION).exists():  # what was sealed stays sealed
+            write_json(folder / PREDICTION, sealed | {"cells": [cell.id for cell in mine]})
+        digest = hashlib.sha256((folder / PREDICTION).read_bytes()).hexdigest()
+        print(
+            f"{name}: N {mine[0].n:,}, D {mine[0].tokens:,}: {sealed['loss']:.4f} predicted, a run in "
+            f"[{sealed['run']['lo']:.4f}, {sealed['run']['hi']:.4f}]; sha256 of {PREDICTION} {digest}"
+        )
+        cells += mine
+    return with_rates(cells, rules)
+
+
+def verified(sweep: Sweep, held: HeldOut, fits: Mapping[str, Path]) -> None:
+    """Hold the prediction against the runs: ``verify.json`` beside each fit, and what it says."""
+    observed = read(sweep.folder / Role.HELD_OUT.folder)
+    for name, folder in fits.items():
+        found = verify(folder, the_series(observed, name)).plain
+        found["held"] = holds(found, held)
+        write_json(folder / VERIFIED, found)
+        for run in found["runs"]:
+            interval = run["run_interval"]
+            place = "inside" if interval["inside"] else "outside"
+            print(
+                f"{run['run']}: {run['observed']:.4f} observed, {run['predicted']:.4f} predicted, error "
+                f"{run['error']:+.2%}, {place} ±{interval['half_width']:.2%}"
+            )
+        for rival, error in found["baselines"].items():
+            print(
+                f"  mean error of {rival.replace('_', ' ')} {error:.2%}, of the law {found['mean_absolute_error']:.2%}"
+            )
+        said = "holds" if found["held"] else "MISSED"
+        print(f"{name}: the prediction {said} (to hold: at most {held.most_error:.0%} off, and inside)")
+
+
+def holds(found: Mapping[str, Any], held: HeldOut) -> bool:
+    """Whether every run is near enough, and in an interval that is narrow enough to say something."""
+    return all(
+        abs(run["error"]) <= held.most_error
+        and run["run_interval"]["inside"]
+        and run["run_interval"]["half_width"] <= held.most_half_width
+        for run in found["runs"]
+    )
+
+
+def check_branches(cells: Sequence[Cell], conductor: Conductor) -> None:
+    """Print how far a branch of a trunk is from a fresh run of its length."""
+    for fresh in (cell for cell in cells if cell.role is Role.CHECK):
+        (branch,) = (
+            c
+            for c in cells
+            if c.role is Role.BRANCH
+            and (c.series, c.n, c.seed, c.steps) == (fresh.series, fresh.n, fresh.seed, fresh.steps)
+        )
+        ours, its = conductor.loss(branch), conductor.loss(fresh)
+        print(f"{branch.id}: {ours:.4f}, a fresh run of its length {its:.4f} ({ours / its - 1:+.2%})")
