@@ -27,8 +27,8 @@ _SPREAD = 0.01  # of the loss predicted at ten times the FLOPs
 @dataclass(frozen=True)
 class Caution:
     name: str
-    value: float
-    limit: float
+    value: float | int
+    limit: float | int
     text: str
 
 

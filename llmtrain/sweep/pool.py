@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 POLL = 0.2  # seconds between two looks at the processes
@@ -27,6 +27,7 @@ class Ended(NamedTuple):
     seconds: float
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Where cells run; ``workers`` of them at a time."""
 

@@ -1,0 +1,172 @@
+"""A sweep from its words to a verified prediction, on models of some thousand weights."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain import cli
+from llmtrain.errors import ConfigError, DataError
+from llmtrain.record import RunRecord
+from llmtrain.sweep.cells import Role
+from llmtrain.sweep.load import sweep_from
+from llmtrain.sweep.plan import FILE
+from llmtrain.sweep.pool import Ended, Job
+from llmtrain.sweep.question import answer, planned, status
+from runs import overrides, write_text
+
+pytestmark = pytest.mark.slow
+
+
+class Forked:
+    """Cells as forks of the process of the tests, which has imported what they need, one at a time."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def run(
+        self, jobs: Sequence[Job], on_start: Callable[[Job], None], on_end: Callable[[Ended], None]
+    ) -> None:
+        for job in jobs:
+            on_start(job)
+            started = time.monotonic()
+            self.ran.append(job.id)
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            if (pid := os.fork()) == 0:
+                with job.log.open("ab") as log:
+                    os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
+                code = 1
+                try:
+                    code = cli.main(list(job.words))
+                finally:
+                    os._exit(code)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            on_end(Ended(job, code, time.monotonic() - started))
+
+
+def words(home: Path, name: str, **own: object) -> list[str]:
+    """Of a sweep of tiny runs in ``home``."""
+    common = [
+        w for w in overrides(home, seq_len=32, batch_rows=2, eval__rows=8, eval__batch_rows=64)
+        if not w.startswith(("steps=", "runs=", "size=", "model.d_model=", "trainer.log_every="))
+    ]  # fmt: skip
+    changes: dict[str, object] = {
+        "name": name, "runs": home, "depth": 1, "budgets": "[2e7,6e7,2e8]", "factors": "[0.5,1,2]", "seeds": "[0]",
+        "optimum.n": 8e3, "optimum.flops": 2e7, "optimum.exponent": 0.2, "tuning.rates": 1, "limits.least_steps": 1,
+        "fit.bootstrap": 50, "held_out.flops": 4e8, "held_out.seeds": "[0]",
+    }  # fmt: skip
+    return [
+        "sweep=isoflop", "sweep.series={tiny: [objective=clm]}",
+        *(f"sweep.{key}={value}" for key, value in (changes | own).items()), *common,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_text(folder)
+    return folder
+
+
+def run(home: Path, name: str, **own: Any) -> Forked:
+    sweep, pool = sweep_from(words(home, name, **own)), Forked()
+    answer(sweep, planned(sweep, startup=1.0), force=True, pool=pool)
+    return pool
+
+
+@pytest.fixture(scope="module")
+def done(home: Path) -> Path:
+    run(home, "a")
+    return home / "a"
+
+
+def test_a_sweep_ends_with_a_sealed_prediction_that_its_held_out_run_verifies(done: Path) -> None:
+    plan = json.loads((done / FILE).read_text())
+    records = {p.parent.name: RunRecord.read(p) for p in done.glob("cells/*/record.json")}
+    assert records.keys() == {cell["id"] for cell in plan["cells"]} and len(records) >= 7
+    for cell in plan["cells"]:
+        record = records[cell["id"]]
+        assert (record.steps, record.flops_model, record.raw_tokens) == (
+            cell["steps"], cell["flops"], cell["tokens"],
+        )  # fmt: skip
+        assert (record.cell, record.series) == (cell["id"], "tiny")
+    fit = json.loads((done / "fit" / "tiny" / "fit.json").read_text())
+    assert set(fit["fitted"]) == set(records) and fit["form"] == "chinchilla"
+    sealed = json.loads((done / "fit" / "tiny" / "prediction.json").read_text())
+    verified = json.loads((done / "fit" / "tiny" / "verify.json").read_text())
+    (held_out,) = verified["runs"]
+    assert sealed["cells"] == [held_out["run"]] and verified["prediction"]["same_fit"]
+    observed = RunRecord.read(done / Role.HELD_OUT.folder / held_out["run"] / "record.json")
+    assert held_out["observed"] == observed.score.value and held_out["predicted"] == pytest.approx(
+        sealed["loss"]
+    )
+    sealed_at = (done / "fit" / "tiny" / "prediction.json").stat().st_mtime_ns
+    assert sealed_at < min(p.stat().st_mtime_ns for p in done.glob("held_out/*/config.yaml"))
+
+
+def test_the_same_command_again_runs_nothing_that_is_finished(done: Path) -> None:
+    before = (done / "fit" / "tiny" / "fit.json").read_bytes()
+    assert run(done.parent, "a").ran == []
+    assert (done / "fit" / "tiny" / "fit.json").read_bytes() == before
+
+
+def test_what_is_missing_is_run_and_nothing_else(done: Path) -> None:
+    lost = sorted(done.glob("cells/*/record.json"))[2]
+    text = json.loads(lost.read_text())
+    lost.unlink()
+    assert run(done.parent, "a").ran == [lost.parent.name]
+    assert json.loads(lost.read_text())["score"] == text["score"]
+
+
+def test_another_question_in_the_same_folder_is_refused_with_the_difference(done: Path) -> None:
+    sweep = sweep_from(words(done.parent, "a", seeds="[1]"))
+    with pytest.raises(ConfigError, match=r"seeds.*another name"):
+        planned(sweep, startup=1.0)
+
+
+def test_the_state_of_every_cell_is_told(done: Path) -> None:
+    said = status(sweep_from(words(done.parent, "a")))
+    assert said.endswith(
+        f"{len(list(done.glob('cells/*')))} cells: {len(list(done.glob('cells/*')))} finished"
+    )
+
+
+def test_learning_rates_are_tried_at_the_corners_and_cells_follow_the_rule(home: Path) -> None:
+    own = {
+        "tuning.rates": 3,
+        "tuning.widen": 0,
+        "tuning.corners": 2,
+        "budgets": "[2e7]",
+        "factors": "[0.5,1,2]",
+    }
+    with pytest.raises(DataError):  # three cells are too few for a fit
+        run(home, "tuned", **own)
+    tuning = json.loads((home / "tuned" / "tuning.json").read_text())
+    tried = {p.parent.name: RunRecord.read(p) for p in (home / "tuned").glob("tunes/*/record.json")}
+    assert sorted({r.lr for r in tried.values()}) == [0.005, 0.01, 0.02]
+    rule = tuning["rules"]["tiny"]
+    assert all(r.lr > 0 for r in map(RunRecord.read, (home / "tuned").glob("cells/*/record.json")))
+    assert rule.keys() == {"constant", "by_n", "by_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sweep=isoflp", "did you mean isoflop"),
+        ("sweep.budgts=[1]", r"did you mean sweep\.budgets"),
+        ("sweep.tuning.rate=2", r"did you mean sweep\.tuning\.rates"),
+        ("sweep.seeds=yes", "seeds"),
+        ("optim.rl=1", r"did you mean optim\.lr"),
+        ("sweep.fit.form=chinchila", "chinchilla"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_right_word(word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refusal:
+        sweep_from(["sweep=isoflop", word])
+    assert "\n" not in str(refusal.value)
