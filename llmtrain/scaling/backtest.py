@@ -87,7 +87,7 @@ def compare_forms(points: Points, method: Method) -> list[dict[str, Any]]:
         return []
     number = steps(points.x["c"])
     held = number == number.max()
-    found = []
+    found: list[dict[str, Any]] = []
     for name, form in FORMS.items():
         if not set(form.needs) <= set(points.x) or held.all():
             continue

@@ -16,6 +16,8 @@ def read(source: str | Path, columns: Columns | None = None) -> list[Points]:
         return read_csv(path, columns)
     if not path.is_dir():
         raise ConfigError(f"{path}: there is no such file or folder")
+    if (path / "plan.json").is_file():  # of a sweep, what is fitted and not what was tried or held out
+        path = path / "cells"
     for name in ("d", "run", "weight", "experts", "unique", "where"):
         if getattr(columns, name):
             raise ConfigError(
