@@ -163,6 +163,7 @@ class Pretrain(lightning.LightningModule):
             self.progress.cursor = self.progress.cursor.past(self.progress.cursor.next(self._batch_rows))
         self._losses.clear()
         if verdict.action == "rollback":
+            self.clock.lap()  # the time of a step that never was
             return
         self.progress.seconds += self.clock.lap()
         self.progress.step += 1

@@ -1,9 +1,11 @@
 """Print training examples as the objective makes them: ``python scripts/show.py experiment=clm_dense rows=2``.
 
-Takes the overrides of train.py and, of its own, rows=N: the first N rows of the run (2). Every stream of tokens is a
-table with a line for each position; pieces are quoted, so that spaces show, and what is not scored has no target.
+Takes the overrides of train.py and, of its own, rows=N: the first N rows of the run (2), or rows=A-B: those from A to
+B. Every stream of tokens is a table with a line for each position; pieces are quoted, so that spaces show, and what is
+not scored has no target.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -38,15 +40,17 @@ def show(words: list[str]) -> None:
 
     own = [word.removeprefix("rows=") for word in words if word.startswith("rows=")]
     n = own[-1] if own else "2"
-    if not n.isdecimal():
-        raise ConfigError(f"rows={n} must be a whole number: how many rows to show")
+    given = re.fullmatch(r"(?:(\d+)-)?(\d+)", n)
+    if not given:
+        raise ConfigError(f"rows={n} must be a whole number, how many rows to show, or two, as in rows=24-27")
+    numbers = range(int(n)) if given[1] is None else range(int(given[1]), int(given[2]) + 1)
     run = run_from([word for word in words if not word.startswith("rows=")])
     with preparing(show=True) as progress:
         prepared = prepare(run.data, run.tokenizer, progress=progress)
     examples = set_up(run, prepared).examples()
     decode = prepared.tokenizer.decode
     console = Console(highlight=False, markup=False, emoji=False)
-    for k in range(int(n)):
+    for k in numbers:
         part, epoch, row = examples.stream.locate(k)
         console.print(f"row {k}: row {row} of {prepared.train[part].name} in epoch {epoch}")
         for found in rendered(

@@ -1,5 +1,6 @@
 """scripts/show.py prints what the objective makes of the first rows of a run, whatever its examples are made of."""
 
+import re
 import sys
 from typing import NamedTuple
 
@@ -27,6 +28,11 @@ def test_every_position_of_the_first_rows_is_shown_with_what_comes_next(tmp_path
     code, text = printed(capsys, monkeypatch, *overrides(tmp_path, **changes), "rows=3")
     assert code == 0
     blocks = text.split("\nrow ")[1:]
+    code, some = printed(capsys, monkeypatch, *overrides(tmp_path, **changes), "rows=1-2")
+    assert (code, re.split(r"(?m)^row ", some)[1:]) == (
+        0,
+        [f"{block}\n" for block in blocks[1:-1]] + blocks[-1:],
+    )
     assert len(blocks) == 3
     run = tiny(tmp_path, **changes)
     prepared = prepare(run.data, run.tokenizer)
@@ -45,7 +51,8 @@ def test_every_position_of_the_first_rows_is_shown_with_what_comes_next(tmp_path
 
 def test_rows_must_be_a_number_and_the_rest_is_checked_as_for_a_run(capsys, monkeypatch):
     code, text = printed(capsys, monkeypatch, "rows=few")
-    assert (code, text) == (2, "error: rows=few must be a whole number: how many rows to show\n")
+    assert code == 2
+    assert text == "error: rows=few must be a whole number, how many rows to show, or two, as in rows=24-27\n"
     code, text = printed(capsys, monkeypatch, "rows=1", "seq_lne=8")
     assert code == 2 and "seq_len" in text
 

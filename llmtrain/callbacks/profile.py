@@ -50,7 +50,7 @@ class Profile(AfterStep):
         if module.progress.step == self._first + self.steps:
             self._write(module)
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if self._profiler is not None:  # the run, or this start of it, was shorter
             self._write(module)
         elif module.progress.step <= self._first:

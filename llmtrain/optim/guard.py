@@ -59,8 +59,9 @@ class Judge:
         if not all(map(math.isfinite, (*losses, *norms))):
             return self._bounded(self.cfg.on_nonfinite, "nonfinite", None)
         loss = statistics.fmean(losses)
-        score = robust_score(loss, self.losses) if len(self.losses) == self.cfg.window else None
-        spike = self.cfg.threshold is not None and score is not None and score > self.cfg.threshold
+        threshold = self.cfg.threshold if len(self.losses) == self.cfg.window else None
+        score = None if threshold is None else robust_score(loss, self.losses)
+        spike = threshold is not None and score is not None and score > threshold
         if spike and self.cfg.on_spike != "log":
             return self._bounded(self.cfg.on_spike, "spike", score)
         self.losses.append(loss)

@@ -267,6 +267,16 @@ def test_a_run_that_is_stopped_after_a_rollback_goes_on_bit_for_bit(
     assert record.rollbacks == 1
 
 
+@pytest.mark.fault("F17", "F19")
+def test_a_run_that_the_guard_ended_goes_on_under_another_one(home: Path, back: Run) -> None:
+    with pytest.raises(NumbersError):
+        train(poisoned(home, name="mended"))
+    run = poisoned(home, name="mended", guard__on_nonfinite="rollback")
+    done(run)
+    assert anomalies(run) == anomalies(back)
+    assert weights(run.folder, STEPS) == weights(back.folder, STEPS)
+
+
 @pytest.mark.fault("F19")
 def test_a_rollback_before_the_first_checkpoint_begins_again(home: Path, back: Run) -> None:
     run = poisoned(home, (2, 9), name="again", guard__on_nonfinite="rollback", checkpoint__every=1000)
