@@ -3,6 +3,7 @@
 A pair of processes trains every case of ``PAIR``, and then a group of four those of ``FOUR``.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+import llmtrain
+from llmtrain import faults
 from llmtrain.accounting import meta_model
 from llmtrain.checkpoint import find, load
 from llmtrain.compose import run_from
@@ -50,6 +53,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "model__layers__0__mlp__n_shared": 1, "model__layers__0__mlp__bias_rate": 0.01, "optim": "adamw"
     },
 }  # fmt: skip
+TASKS["struck"] = pair("clm_moe") | {"guard__on_nonfinite": "rollback"}
+STRUCK = {"struck": "nan@grad=3", "fsdp-struck": "nan@grad=3,rank=1", "tp-struck": "nan@grad=3,rank=1"}
 ACCUMULATED = {"micro_rows": 1}
 RECOMPUTED = {"trainer__activation_checkpointing": "block"}
 PAIR: Cases = {
@@ -60,6 +65,8 @@ PAIR: Cases = {
     "fsdp-mlm_moe": ("mlm_moe", FSDP),
     "fsdp-denoising_dense": ("denoising_dense", FSDP | RECOMPUTED),
     "fsdp-contrastive_moe": ("contrastive_moe", FSDP),
+    "fsdp-struck": ("struck", FSDP),
+    "tp-struck": ("struck", TP),
     "tp-clm_dense": ("clm_dense", TP | ACCUMULATED),
     "tp-biased": ("biased", TP),
     "tp-mlm_dense": ("mlm_dense", TP | RECOMPUTED),
@@ -165,7 +172,9 @@ def four_work(folder: Path) -> None:
 
 def trained(folder: Path, cases: Cases, going_on: Cases) -> None:
     for name, (task, changes) in cases.items():
+        faults.arm(STRUCK.get(name, ""))
         train(tiny(folder, name=name, **(changes | TASKS[task] | COMMON)))
+    faults.arm("")
     for name, (whose, changes) in going_on.items():
         go_on(folder, name, whose, changes)
 
@@ -175,8 +184,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sharded")
     write_text(folder)
     with without_figures():
-        for name, changes in TASKS.items():
-            train(tiny(folder, name=name, **(changes | COMMON)))
+        trained(folder, {name: (name, {}) for name in TASKS}, {})
         on_ranks(2, lambda: pair_works(folder))
         on_ranks(4, lambda: four_work(folder))
         for name, (whose, changes) in ONE_GOES_ON.items():
@@ -198,13 +206,29 @@ def assert_one(home: Path, name: str, task: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAIR | FOUR)
+@pytest.mark.parametrize("name", [name for name in PAIR | FOUR if name not in STRUCK])
 def test_ranks_that_each_hold_a_part_are_one(home: Path, name: str) -> None:
     assert_one(home, name, task_of(name))
 
 
 @pytest.mark.slow
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp-struck", "tp-struck"])
+def test_all_ranks_go_back_where_one_of_them_has_a_gradient_that_is_not_finite(home: Path, name: str) -> None:
+    rows = [json.loads(line) for line in (home / "runs" / name / "anomalies.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["action"], row["back_to"]) for row in rows] == [(4, "rollback", 2)]
+    assert_one(home, name, "struck")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp-clm_dense", "tp-clm_dense", "grid-clm_dense"])
+def test_a_sharded_run_is_loaded_whole(home: Path, name: str) -> None:
+    one, other = (llmtrain.load(home / "runs" / run) for run in ("clm_dense", name))
+    for key, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[key], tensor, rtol=0, atol=1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GOING_ON)
 def test_what_some_ranks_saved_goes_on_with_any_others(home: Path, name: str) -> None:
