@@ -1,13 +1,11 @@
 """Negatives of all ranks: DDP's average over two ranks is the gradient of one process with the whole batch."""
 
 import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +15,7 @@ from llmtrain.objectives.contrastive import Contrastive
 from llmtrain.objectives.pairs import Pairs, View
 from llmtrain.types import Seq
 from tests.contrast import DROPPED, EXPERTS, PLAIN
+from tests.ranks import on_ranks
 from tests.tiny import batch_of, model_of
 
 WORLD, ROWS = 2, 6
@@ -83,13 +82,10 @@ def evaluation_speaks_to_no_other_rank(rank: int) -> None:
         assert sum(len(nats) for nats, _ in found) == ROWS
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def work() -> None:
     whole = whole_batches()
-    store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=60)
-    )
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank = dist.get_rank()
     try:
         evaluation_speaks_to_no_other_rank(rank)
         two_are_one(rank, whole)
@@ -98,5 +94,5 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_make_the_gradients_of_one_process_with_the_whole_batch(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=WORLD)
+def test_two_ranks_make_the_gradients_of_one_process_with_the_whole_batch() -> None:
+    on_ranks(WORLD, work)

@@ -2,12 +2,10 @@
 
 import datetime
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -17,6 +15,7 @@ from llmtrain.optim.adamw import AdamW
 from llmtrain.optim.base import Optim
 from llmtrain.optim.muon import Muon
 from llmtrain.optim.schedules import Constant
+from tests.ranks import on_ranks
 
 WORLD = 2
 OPTIMS: list[Optim] = [AdamW(lr=0.01, ema=0.9), Muon(lr=0.02, adamw_lr=0.01, ema=0.9)]
@@ -70,12 +69,8 @@ def one_bad_rank_stops_all(optim: Optim) -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=60)
-    )
+def work() -> None:
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     try:
         for optim in OPTIMS:
             sharded_equals_whole(optim)
@@ -85,5 +80,5 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_sharded_ranks_equal_one_and_stop_together(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=WORLD)
+def test_two_sharded_ranks_equal_one_and_stop_together() -> None:
+    on_ranks(WORLD, work)

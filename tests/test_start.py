@@ -11,6 +11,7 @@ from llmtrain.export.folder import Trained, export
 from llmtrain.loading import folder_of
 from llmtrain.pretrain import train
 from llmtrain.run_folder import TOKENIZER
+from ranks import on_ranks
 from runs import stopped, tiny, write_text
 
 pytest.importorskip("transformers")
@@ -44,6 +45,17 @@ def test_a_run_begins_with_the_weights_of_a_folder_that_another_was_exported_to(
     first, second = (load(home / "runs" / name).model.state_dict() for name in ("first", "second"))
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=0, atol=1e-6)
+
+
+def test_ranks_that_hold_parts_begin_with_the_same_weights(home: Path) -> None:
+    run = tiny(
+        home, name="parts", steps=1, seq_len=64, init_from=home / "public", optim__lr=1e-30,
+        trainer="fsdp", trainer__accelerator="cpu",
+    )  # fmt: skip
+    on_ranks(2, lambda: train(run))
+    first, parts = (load(home / "runs" / name).model.state_dict() for name in ("first", "parts"))
+    for name, weight in first.items():
+        torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-6)
 
 
 def test_a_run_that_was_begun_so_is_gone_on_with(home: Path) -> None:

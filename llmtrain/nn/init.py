@@ -40,5 +40,5 @@ def draws(model: nn.Module, *, n_layers: int, seed: int) -> Iterator[tuple[str, 
             value = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
         else:
             std = shape[-1] ** -0.5 / ((2 * n_layers) ** 0.5 if role.residual else 1.0)
-            value = torch.randn(shape, generator=generator) * std
+            value = torch.randn(shape, generator=generator).mul_(std)
         yield name, value
