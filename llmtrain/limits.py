@@ -19,7 +19,7 @@ from llmtrain.lit import Pretrain
 from llmtrain.run import Run
 from llmtrain.setup import Setup
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 _MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "start new thread")
 _SHARED = ("shared memory", "DataLoader timed out", "</torch_", "Bus error", "/dev/shm", "/psm_")
 

@@ -31,22 +31,20 @@ class RunLock:
 
     ``folder/.lock`` names the holder, but what locks is ``flock(2)``: the system frees it when the holder
     ends, however it ends. The file is never deleted, since another process may be about to lock it, and is
-    empty after a clean end.
+    empty after a clean end. ``force`` puts a new file in the place of one that is locked: for a network file system
+    that does not free the locks of a machine that is gone.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / ".lock"
+    def __init__(self, folder: Path, *, force: bool = False) -> None:
+        self._path, self._force = folder / ".lock", force
         self._descriptor = -1
 
     def __enter__(self) -> "RunLock":
         """Raises ``StorageError``, which names the holder, where another process has it."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StorageError(
-                f"{self._path} cannot be written: {error.strerror}; write the run elsewhere"
-            ) from error
+        descriptor = self._open()
+        if self._force and self._is_held(descriptor):
+            os.close(descriptor)
+            descriptor = self._open(anew=True)
         try:
             self._take(descriptor)
         except BaseException:
@@ -65,13 +63,36 @@ class RunLock:
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
 
+    def _open(self, *, anew: bool = False) -> int:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if anew:
+                self._path.unlink()
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(
+                f"{self._path} cannot be written: {error.strerror}; write the run elsewhere"
+            ) from error
+
+    def _is_held(self, descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _named(_read(descriptor))
+            log.warning("%s is in use by %s: taken from it by force=true", self._path.parent, holder)
+            return True
+        except OSError:
+            pass  # there are no locks, as taking it will say
+        return False
+
     def _take(self, descriptor: int) -> None:
         folder = self._path.parent
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(
-                f"{folder} is in use by {_named(_read(descriptor))}: wait for it, stop it, or set another name="
+                f"{folder} is in use by {_named(_read(descriptor))}: wait for it, stop it, or set another name= "
+                "(force=true where it is known to have ended)"
             ) from None
         except OSError as error:
             raise StorageError(

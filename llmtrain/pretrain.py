@@ -60,7 +60,7 @@ def train(run: Run, *, overrides: Sequence[str] = ()) -> RunRecord | None:
     rank = run.trainer.rank()
     with contextlib.ExitStack() as stack:
         if rank == 0:
-            stack.enter_context(RunLock(run.folder))
+            stack.enter_context(RunLock(run.folder, force=run.force))
             finished = run_folder.enter(run)
             if finished is not None:
                 log.info("%s is finished: nothing to do", run.folder)
@@ -95,7 +95,7 @@ def _start(
         from_public(setup, setup.task.model)
     if rank == 0:
         announce(setup, origin)
-        run_folder.begin(run, list(overrides), prepared.folder)
+        run_folder.begin(run, list(overrides), prepared.folder, step=origin.step if origin else 0)
     return _fit(setup, origin, rank, started, micro_rows)
 
 
@@ -116,7 +116,7 @@ def _fit(setup: Setup, origin: Origin | None, rank: int, started: float, micro_r
         scores = scorer(setup, micro_rows)
         evaluation = Evaluation(run.eval, scores, metrics)
         values = identity_of(setup) | {"horizon": setup.horizon, "parent": parent}
-        checkpoints = Checkpoints(run.checkpoint, run.folder, values=values)
+        checkpoints = Checkpoints(run.checkpoint, run.folder, values=values, holds=run_folder.CONFIG)
         stack.callback(checkpoints.finish)
         examples = setup.examples()
         check_shared_memory(examples[0], micro_rows, run.data.loader_workers)
@@ -212,7 +212,8 @@ def work_of(setup: Setup) -> Work:
 
 def open_sinks(setup: Setup, step: int) -> list[Sink]:
     folder = setup.run.folder
-    sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", from_step=step)]
+    patient = setup.run.checkpoint.on_disk_full != "stop"
+    sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", from_step=step, patient=patient)]
     sinks += setup.run.logger.open(folder, redacted(to_plain(setup.run)), step=step)
     return [*sinks, display(setup.horizon, step)]
 

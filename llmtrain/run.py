@@ -74,6 +74,8 @@ class Run:
     checkpoint: Checkpointing = free(default_factory=Checkpointing)
     eval: Evaluating = free(default_factory=Evaluating)
     resume: Literal["auto", "never"] = free("auto")
+    allow_changes: tuple[str, ...] = free(())  # keys that may differ from those of the start before
+    force: bool = free(False)  # go on in a folder that another process holds
     init_from: str | None = None  # RUN, RUN@STEP or a Hugging Face folder (its weights alone)
     init_state: Literal["full", "weights"] = "full"  # full: weights, optimiser and cursor
     dry_run: bool = free(False)  # say what the run would take, and train nothing

@@ -1,11 +1,13 @@
 """The folder of a run: what is written before the first step, and whether a start may go on in it."""
 
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,8 +21,15 @@ from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
 from llmtrain.redaction import redacted
 from llmtrain.run import LENGTHS, Run
+from llmtrain.typos import did_you_mean, nearest_keys
 
+log = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"  # a folder is a run iff it holds it
+CHANGES = "changes.jsonl"
 TOKENIZER = "tokenizer"  # the folder in a run's folder: a copy, so that a run does not need the cache
+
+Change = tuple[str, Any, Any]  # dotted key, our value, the saved one
 
 PACKAGES = (
     "llmtrain",
@@ -44,16 +53,18 @@ def enter(run: Run) -> RunRecord | None:
     """
     folder = run.folder
     record = folder / "record.json"
-    if not (folder / "config.yaml").exists():
+    if not (folder / CONFIG).exists():
         return None
     if run.resume == "never":
         raise ConfigError(
             f"{folder} already holds a run and resume=never: give another name, or resume=auto to go on in it"
         )
     saved = read_config(folder)
-    ours = redacted(run.identity)  # what was saved has no secrets, so none are compared
-    changed = differences(ours, _cut(redacted(saved), ours))
+    changed, allowed = changes(run, saved)
+    for key, now, before in allowed:
+        log.warning("%s: %s before, %s now, as allow_changes allows", key, _short(before), _short(now))
     if record.exists():
+        changed += allowed  # there is nothing to go on with
         changed += [
             (key, getattr(run, key), saved.get(key)) for key in LENGTHS if getattr(run, key) != saved.get(key)
         ]
@@ -62,30 +73,54 @@ def enter(run: Run) -> RunRecord | None:
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         what = "a finished run" if record.exists() else "a run"
         raise ConfigError(
-            f"{folder} holds {what} with another config: {shown}{more}. Give another name (name=...), or start from "
-            f"its weights with init_from={folder.name}"
+            f"{folder} holds {what} with another config: {shown}{more}. Give another name (name=...), start from its "
+            f"weights with init_from={folder.name}, or allow_changes=[{','.join(key for key, _, _ in changed[:8])}]"
         )
     return RunRecord.read(record) if record.exists() else None
+
+
+def changes(run: Run, saved: dict[str, Any]) -> tuple[list[Change], list[Change]]:
+    """What of ``run`` is not as it was started, where it must be and where ``allow_changes`` lets it be otherwise.
+
+    Raises ConfigError for a key in ``allow_changes`` that no run has.
+    """
+    identity: dict[str, Any] = redacted(run.identity)  # what was saved has no secrets, so none are compared
+    known = list(_keys(identity))
+    for key in run.allow_changes:
+        if key not in known:
+            raise ConfigError(
+                f"allow_changes: unknown key {key}: {did_you_mean(nearest_keys(key, known), identity)}"
+            )
+    refused, allowed = list[Change](), list[Change]()
+    for change in differences(identity, _cut(redacted(saved), identity)):
+        ours = any(f"{change[0]}.".startswith(f"{key}.") for key in run.allow_changes)
+        (allowed if ours else refused).append(change)
+    return refused, allowed
 
 
 def finished(run: Run) -> bool:
     return (run.folder / "record.json").exists()
 
 
-def begin(run: Run, overrides: list[str], prepared: Path) -> None:
+def begin(run: Run, overrides: list[str], prepared: Path, *, step: int) -> None:
     """Write what a start leaves before its first step: from here on the folder is this run's.
 
-    A later start writes its own, since what is free may have changed. ``prepared`` is the folder of the corpus, whose
+    A later start writes its own, since what is free may have changed; what was changed although it is not free is added
+    to ``changes.jsonl``, with the ``step`` from which it holds. ``prepared`` is the folder of the corpus, whose
     tokenizer is kept, and what its text was read from.
     """
     folder = run.folder
+    if (folder / CONFIG).exists():
+        _, allowed = changes(run, read_config(folder))
+        if allowed:
+            with (folder / CHANGES).open("a", encoding="utf-8") as file:
+                for key, now, before in allowed:
+                    file.write(json.dumps({"step": step, "key": key, "before": before, "now": now}) + "\n")
     _keep_tokenizer(run, prepared)
     write_text(folder / FILES, (prepared / FILES).read_text(encoding="utf-8"))
     write_text(folder / "environment.json", json.dumps(redacted(environment(run)), indent=2) + "\n")
     write_text(folder / "overrides.yaml", yaml.safe_dump(redacted(overrides), allow_unicode=True))
-    write_text(
-        folder / "config.yaml", dump(redacted(to_plain(run)))
-    )  # last: the folder is a run iff it is there
+    write_text(folder / CONFIG, dump(redacted(to_plain(run))))  # last
 
 
 def _keep_tokenizer(run: Run, prepared: Path) -> None:
@@ -112,13 +147,13 @@ def changes_of_machine(run: Run) -> list[str]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config that the run in ``folder`` was started with, as plain data."""
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        near = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
+        near = sorted(p.parent.name for p in folder.parent.glob(f"*/{CONFIG}"))
         there = f"there are {', '.join(near[:8])}" if near else f"{folder.parent} holds none"
-        raise ConfigError(f"{folder} is no run (it has no config.yaml): {there}") from None
+        raise ConfigError(f"{folder} is no run (it has no {CONFIG}): {there}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(value, dict):
@@ -193,6 +228,15 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of plain data, of groups too."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in pairs:
+        if name != "_target_":
+            yield f"{prefix}{name}"
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 def _cut(saved: Any, like: Any) -> Any:

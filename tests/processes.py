@@ -45,7 +45,7 @@ def _child(work: Callable[[], int], out: int, err: int) -> NoReturn:
     code = 1
     try:
         os.dup2(out, 1), os.dup2(err, 2)
-        sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         code = work()
     except BaseException:
         traceback.print_exc()

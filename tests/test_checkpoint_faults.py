@@ -17,6 +17,7 @@ from tests.checkpoints import DAMAGES, FILES, a_state, assert_equal, die_at, in_
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.fault("F6")
 def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_older_one_found(tmp_path, caplog, file, damage):
     older = save(tmp_path, 1, a_state(1))
     damaged = save(tmp_path, 2, a_state(2))
@@ -33,6 +34,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_older_one_found(tmp
 
 
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.fault("F6")
 def test_any_flipped_bit_is_seen(tmp_path, file):
     path = (
         save(tmp_path, 1, State({"model": {"w": torch.ones(2)}, "optimizer": {}, "rng": {}}, {"step": 1}))
@@ -47,6 +49,7 @@ def test_any_flipped_bit_is_seen(tmp_path, file):
     assert newest(tmp_path) is not None
 
 
+@pytest.mark.fault("F6")
 def test_when_all_are_damaged_none_is_found_and_it_is_said(tmp_path, caplog):
     for step in (1, 2):
         (save(tmp_path, step, a_state(step)) / "rng.safetensors").unlink()
@@ -61,6 +64,7 @@ def test_two_damaged_checkpoints_of_one_step_are_both_kept(tmp_path):
     assert len(list((tmp_path / "checkpoints").glob("*.corrupt*"))) == 2
 
 
+@pytest.mark.fault("F7")
 def test_no_pointer_is_trusted(tmp_path):
     save(tmp_path, 1, a_state())
     last = save(tmp_path, 20, a_state())
@@ -85,6 +89,7 @@ def test_a_run_without_checkpoints_has_none(tmp_path):
     assert find(tmp_path) is None and newest(tmp_path / "not there") is None
 
 
+@pytest.mark.fault("F2")
 def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint_that_loads(tmp_path):
     points: list[str] = []
     save(tmp_path / "dry", 2, a_state(2), on_write=points.append)
@@ -103,6 +108,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_checkpoint_that_loads(tmp_path):
         assert_equal(load(save(run, 2, a_state(2))), a_state(2))
 
 
+@pytest.mark.fault("F8")
 def test_a_kill_at_any_point_of_a_deletion_leaves_only_whole_checkpoints(tmp_path, caplog):
     changes = {"os.rename", "os.remove", "os.rmdir"}
     killed = 0
@@ -134,6 +140,7 @@ def test_a_kill_at_any_point_of_a_deletion_leaves_only_whole_checkpoints(tmp_pat
 @pytest.mark.parametrize(
     "code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO], ids=errno.errorcode.get
 )
+@pytest.mark.fault("F4")
 def test_a_disk_that_refuses_leaves_the_older_checkpoint_and_says_what_it_needs(tmp_path, code):
     points: list[str] = []
     save(tmp_path / "dry", 2, a_state(2), on_write=points.append)
@@ -154,6 +161,7 @@ def test_a_disk_that_refuses_leaves_the_older_checkpoint_and_says_what_it_needs(
     assert_equal(load(find(tmp_path)), a_state(1))
 
 
+@pytest.mark.fault("F4")
 def test_a_limit_on_file_size_is_a_refusal_and_no_crash(tmp_path):
     older = save(tmp_path, 1, a_state(1))
     large = State({"model": {"w": torch.zeros(1 << 18)}}, {})
@@ -167,6 +175,7 @@ def test_a_limit_on_file_size_is_a_refusal_and_no_crash(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [older.name]
 
 
+@pytest.mark.fault("F4")
 def test_a_full_file_system_is_a_refusal_and_no_crash(tmp_path):
     if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=2M tmpfs {tmp_path} 2> /dev/null"):
         pytest.skip("needs the right to mount a small file system")

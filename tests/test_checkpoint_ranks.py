@@ -59,6 +59,7 @@ def state_of(rank: int) -> State:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.fault("F4")
 def test_when_one_rank_fails_all_say_so_none_waits_and_the_older_checkpoint_stays(tmp_path, failing):
     older = save(tmp_path, 1, a_state(1))
 

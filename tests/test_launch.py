@@ -67,6 +67,7 @@ def sleeps() -> int:
     return 0
 
 
+@pytest.mark.fault("F32")
 def test_ranks_know_who_they_are_and_meet_at_a_port_of_their_own_each_time(tmp_path: Path) -> None:
     def work() -> int:
         keys = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")
@@ -91,6 +92,7 @@ def test_the_first_rank_speaks_and_the_others_are_heard_only_when_they_fail(
     assert (said.out, said.err) == ("out 0\n", "err 0\n")
 
 
+@pytest.mark.fault("F31")
 def test_the_cause_is_shown_first_and_once_whoever_dies_first(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         steps(7)
@@ -135,6 +137,7 @@ def test_what_would_be_the_same_again_is_not_started_again(
         assert capsys.readouterr().err == "error: optm.lr is unknown\n"
 
 
+@pytest.mark.fault("F32")
 def test_it_goes_on_while_steps_are_gained_and_gives_up_when_they_are_not(tmp_path: Path) -> None:
     """Each start comes one step further until the sixth step, which none survives."""
     log = tmp_path / "starts"
@@ -160,6 +163,7 @@ def test_pauses_double_while_nothing_is_gained(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("how", ["sleeps", "stopped", "deaf"])
+@pytest.mark.fault("F30")
 def test_a_rank_that_hangs_is_named_asked_where_and_ended_with_all_others(
     tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +210,7 @@ def test_who_waits_for_another_process_does_not_hang() -> None:
     assert launched(work) == 0
 
 
+@pytest.mark.fault("F33")
 def test_a_rank_that_is_done_and_does_not_exit_is_ended(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +228,7 @@ def test_a_rank_that_is_done_and_does_not_exit_is_ended(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)]
 )
+@pytest.mark.fault("F3")
 def test_a_signal_reaches_every_rank_and_ends_the_run_with_its_code(
     number: signal.Signals, code: int
 ) -> None:
@@ -244,6 +250,7 @@ def test_a_signal_reaches_every_rank_and_ends_the_run_with_its_code(
         assert child.ended() == (code, "saved 0\n", "")
 
 
+@pytest.mark.fault("F29")
 def test_no_rank_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     def work() -> int:
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -263,6 +270,7 @@ def test_no_rank_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     assert len(pids) == 2 and gone(pids)
 
 
+@pytest.mark.fault("F29")
 def test_a_killed_rank_leaves_nothing_that_it_started(tmp_path: Path) -> None:
     def work() -> int:
         if os.fork() == 0:

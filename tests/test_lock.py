@@ -54,6 +54,7 @@ def holder(folder: Path, code: str = HOLD) -> Iterator[tuple[subprocess.Popen[st
         process.stdout.close()
 
 
+@pytest.mark.fault("F10")
 def test_a_second_process_is_refused_and_told_who_has_the_folder(tmp_path):
     with holder(tmp_path) as (process, said):
         assert said == "held"
@@ -74,6 +75,7 @@ def test_a_second_lock_in_one_process_is_refused_and_leaves_the_first(tmp_path):
                 pass
 
 
+@pytest.mark.fault("F10")
 def test_a_killed_holder_holds_nothing(tmp_path, caplog):
     with holder(tmp_path) as (process, _):
         process.send_signal(signal.SIGKILL)
@@ -116,6 +118,7 @@ def test_a_clean_end_leaves_no_trace(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("key", ["host", "boot_id"])
+@pytest.mark.fault("F10")
 def test_a_holder_of_another_boot_is_taken_over_and_named(tmp_path, caplog, key):
     with RunLock(tmp_path):
         left = json.loads((tmp_path / ".lock").read_text())

@@ -40,6 +40,7 @@ def ended_by(number: int, child: Child) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "number"), [("hydra", signal.SIGINT), ("torch.nn", signal.SIGTERM)])
+@pytest.mark.fault("F3")
 def test_a_signal_while_packages_are_imported_ends_the_command_in_one_line(
     module: str, number: signal.Signals
 ) -> None:
@@ -62,6 +63,7 @@ sys.exit(main(["experiment=clm_dense"]))
     ("stage", "number"),
     [("read", signal.SIGINT), ("tokenizer", signal.SIGTERM), ("tokenize", signal.SIGUSR1)],
 )
+@pytest.mark.fault("F3")
 def test_a_signal_while_a_corpus_is_prepared_keeps_the_stages_that_are_done(
     tmp_path: Path, stage: str, number: signal.Signals
 ) -> None:
@@ -90,6 +92,7 @@ SET_UP, CONCLUDED = "llmtrain.lit.Pretrain.configure_optimizers", "llmtrain.pret
     [(SET_UP, signal.SIGINT), (SET_UP, signal.SIGTERM), (CONCLUDED, signal.SIGUSR1)],
     ids=["set up, SIGINT", "set up, SIGTERM", "concluded, SIGUSR1"],
 )
+@pytest.mark.fault("F3")
 def test_a_signal_while_training_is_set_up_or_concluded_loses_nothing(
     home: Path, where: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +116,7 @@ def test_a_signal_while_training_is_set_up_or_concluded_loses_nothing(
         assert json.loads((home / "runs" / name / "record.json").read_text())["steps"] == 1
 
 
+@pytest.mark.fault("F3")
 def test_compiled_code_that_does_not_heed_a_signal_is_ended_a_moment_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -137,6 +141,7 @@ def test_compiled_code_that_does_not_heed_a_signal_is_ended_a_moment_later(
         assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == 143
 
 
+@pytest.mark.fault("F3")
 def test_the_second_signal_does_not_wait() -> None:
     def slow() -> int:
         try:

@@ -36,8 +36,8 @@ from llmtrain.ranks import share, sum_shares
 class Checkpoints(AfterStep):
     """Saves every ``every`` steps, beside training, and at the end, finished or interrupted."""
 
-    def __init__(self, cfg: Checkpointing, folder: Path, *, values: dict[str, Any]):
-        self.cfg, self.folder = cfg, folder
+    def __init__(self, cfg: Checkpointing, folder: Path, *, values: dict[str, Any], holds: str | None = None):
+        self.cfg, self.folder, self.holds = cfg, folder, holds
         self.values = values  # saved with each: what the state belongs to
         self.saver: Saver | None = None
         self._saved: int | None = None
@@ -50,6 +50,9 @@ class Checkpoints(AfterStep):
             self.folder,
             keep_last=self.cfg.keep_last,
             keep_every=self.cfg.keep_every,
+            on_disk_full=self.cfg.on_disk_full,
+            wait_seconds=self.cfg.wait_seconds,
+            holds=self.holds,
             rank=trainer.global_rank,
             world=world,
             barrier=(lambda: dist.barrier(group)) if group is not None else None,
@@ -59,25 +62,30 @@ class Checkpoints(AfterStep):
             preflight(self.folder, needed)
         progress = module.progress
         # what a resumed run came from is already there
-        self._saved = progress.step if progress.step > progress.branch_step else None
+        self._saved = self.saver.saved = progress.step if progress.step > progress.branch_step else None
 
     def after_step(self, trainer: lightning.Trainer, module: Pretrain) -> None:
+        if not dist.is_initialized():  # else all ranks must stop at the same step: at the next save
+            self.raise_failure()
         if self.cfg.every is not None and module.progress.step % self.cfg.every == 0:
             self.save(module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
-        self.save(module)  # before the last evaluation, which may take long
+        self.finish()
+        self._saved = self.saver.saved if self.saver else None  # not what was gone on without
+        self.save(module, needed=True)  # before the last evaluation, which may take long
 
     def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         self.finish()
 
-    def save(self, module: Pretrain) -> None:
+    def save(self, module: Pretrain, *, needed: bool = False) -> None:
         if self._saved == module.progress.step:
             return
         assert self.saver is not None, "training has started"
         with module.clock.paused():
             state = state_of(module)
-            self.saver.save(module.progress.step, state._replace(values=state.values | self.values))
+            values = state.values | self.values
+            self.saver.save(module.progress.step, state._replace(values=values), needed=needed)
         self._saved = module.progress.step
 
     def go_back(self, module: Pretrain) -> None:
@@ -95,6 +103,11 @@ class Checkpoints(AfterStep):
             raise StorageError(f"{self.folder} has no valid checkpoint to go back to: see the log")
         restore(module, path_of(self.folder, int(step)))
         self._saved = module.progress.step
+
+    def raise_failure(self) -> None:
+        """Raise what made the last save fail, if it is known to have failed."""
+        if self.saver is not None and self.saver.failed:
+            self.saver.wait()
 
     def finish(self) -> None:
         """Return when all that was saved is on the disk; raises what made saving fail."""

@@ -1,6 +1,8 @@
 """When a run saves and when it scores: apart from the callbacks, so that reading a config imports no Lightning."""
 
-from pydantic import NonNegativeInt, PositiveInt
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from llmtrain.config import config
 
@@ -10,6 +12,8 @@ class Checkpointing:
     every: PositiveInt | None = None  # steps; none: at the end alone, and when the run is interrupted
     keep_last: PositiveInt = 2
     keep_every: PositiveInt | None = None  # steps whose checkpoints are never deleted
+    on_disk_full: Literal["stop", "continue", "wait"] = "stop"  # or read-only, or gone
+    wait_seconds: NonNegativeFloat = 600.0  # how long "wait" tries again, before it stops
 
 
 @config

@@ -38,6 +38,7 @@ def save(
     world: int = 1,
     barrier: Callable[[], None] | None = None,
     per_rank: Collection[str] = PER_RANK,
+    holds: str | None = None,
     on_write: Callable[[str], None] = lambda point: None,
 ) -> Path:
     """Commit ``state`` as checkpoint ``step`` of the run in ``folder``, and return the checkpoint's folder.
@@ -48,7 +49,8 @@ def save(
     tensors and ``state.values``. ``barrier`` waits for all ranks; every rank passes it three times whatever fails, so
     that none waits for one that gave up.
 
-    ``on_write`` is told each point at which a crash would leave something else on the disk.
+    ``holds`` is a file that ``folder`` must hold, where it would not be made anew after it was deleted or its disk
+    unmounted. ``on_write`` is told each point at which a crash would leave something else on the disk.
 
     Raises ``StorageError`` when the disk refuses; what was written is then removed, and nothing else is
     touched.
@@ -78,6 +80,7 @@ def save(
         step=step,
         rank=rank,
         world=world,
+        holds=holds,
         on_write=on_write,
     )
     failure: Exception | None = None
@@ -97,9 +100,8 @@ def save(
     if failure is not None:
         raise failure
     if not attempt.final.is_dir():
-        raise StorageError(
-            f"{attempt.final}: the checkpoint was not saved, since another rank failed: see its message"
-        )
+        why = "another rank failed: see its message" if world > 1 else "the folder is gone"
+        raise StorageError(f"{attempt.final}: the checkpoint was not saved, since {why}")
     return attempt.final
 
 
@@ -115,6 +117,7 @@ class _Attempt:
     step: int
     rank: int
     world: int
+    holds: str | None
     on_write: Callable[[str], None]
 
     @property
@@ -124,6 +127,8 @@ class _Attempt:
     def begin(self) -> None:
         if self.rank != 0:
             return
+        if self.holds is not None:
+            (self.final.parents[1] / self.holds).stat()  # FileNotFoundError: it is gone
         self.undo()
         if self.final.exists():
             try:

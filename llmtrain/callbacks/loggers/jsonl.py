@@ -1,32 +1,55 @@
 """``metrics.jsonl``: one JSON object a logged step, complete to the last one even after a kill."""
 
 import json
+import logging
 import os
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from llmtrain.callbacks.loggers.base import Logger, Sink
 from llmtrain.config import config
 
+log = logging.getLogger(__name__)
+
 
 class JsonlSink(Sink):
-    """Appends; rows of steps that a resumed run will do again are dropped first."""
+    """Appends; rows of steps that a resumed run will do again are dropped first.
 
-    def __init__(self, path: Path, *, from_step: int):
-        self._path = path
+    While the disk refuses, a ``patient`` one keeps its rows in memory; ``close`` raises where it still does.
+    """
+
+    def __init__(self, path: Path, *, from_step: int, patient: bool = False):
+        self._path, self._patient = path, patient
         self._file = self._opened(from_step)
+        self._rest = b""  # not written yet
 
     def log(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        waiting = bool(self._rest)
+        self._rest += f"{json.dumps(row)}\n".encode()
+        try:
+            self._write()
+        except OSError as error:
+            if not self._patient:
+                raise
+            if not waiting:
+                log.warning("%s: %s; rows are kept until it can be written", self._file.name, error.strerror)
 
     def go_back(self, step: int) -> None:
-        self._file.close()
+        self.close()
         self._file = self._opened(step)
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._write()
+        finally:
+            self._file.close()
 
-    def _opened(self, step: int) -> TextIO:
+    def _write(self) -> None:
+        while self._rest:
+            self._rest = self._rest[self._file.write(self._rest) :]
+
+    def _opened(self, step: int) -> FileIO:
         """To append to, without the rows of later steps."""
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
@@ -35,7 +58,7 @@ class JsonlSink(Sink):
                 "".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8"
             )
             os.replace(partial, self._path)
-        return self._path.open("a", encoding="utf-8", buffering=1)  # by line
+        return self._path.open("ab", buffering=0)
 
 
 def _step(line: str) -> float:
