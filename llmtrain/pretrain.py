@@ -22,7 +22,7 @@ from llmtrain.callbacks.evaluation import Evaluation
 from llmtrain.callbacks.guarding import Guarding
 from llmtrain.callbacks.interrupts import Interrupts
 from llmtrain.callbacks.loggers.base import Sink
-from llmtrain.callbacks.loggers.jsonl import JsonlSink
+from llmtrain.callbacks.loggers.jsonl import JsonlSink, read
 from llmtrain.callbacks.metrics import Metrics, Work
 from llmtrain.checkpoint import find
 from llmtrain.config import to_plain
@@ -155,10 +155,8 @@ def _fit(setup: Setup, origin: Origin | None, rank: int, started: float, micro_r
             setup.task.compile()
         with told_of_memory(setup, module, micro_rows, first_step):
             trainer.fit(module, loader(examples, rows, workers=run.data.loader_workers))
-        final = evaluation.final
-        if not final and interrupts.exit_code is None:  # all steps were done by an earlier start
-            with module.optimizer.ema_weights():
-                final = scores(None)
+        if not evaluation.final and interrupts.exit_code is None:  # all steps were done by an earlier start
+            evaluation.conclude(module, logged=read(run.folder / "metrics.jsonl"))
         if rank:
             return None
         if interrupts.exit_code is not None:
@@ -174,7 +172,7 @@ def _fit(setup: Setup, origin: Origin | None, rank: int, started: float, micro_r
             last = find(run.folder, step=module.progress.step)
             assert last is not None, "a step that is asked for is found, or refused"
             setup = setup._replace(task=trained(run, setup.prepared.vocab.size, last))
-        return conclude(setup, module, final, work, parent, device)
+        return conclude(setup, module, evaluation.final, work, parent, device)
 
 
 def _profiles(run: Run, rank: int) -> list[Callback]:

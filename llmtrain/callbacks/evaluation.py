@@ -1,6 +1,6 @@
 """Scores on held-out rows while a run goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -31,9 +31,15 @@ class Evaluation(AfterStep):
     def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         if module.stopping:
             return
+        self.conclude(module)
+
+    def conclude(self, module: Pretrain, *, logged: Sequence[dict[str, Any]] = ()) -> None:
+        """Score all rows, and write what came of it unless an earlier start, which did the last step, has logged it."""
         with module.optimizer.ema_weights():
             self.final = self.score(None)
-        self.metrics.write(scores_row(module.progress.step, self.final))
+        row = scores_row(module.progress.step, self.final)
+        if row not in logged:
+            self.metrics.write(row)
 
 
 def scores_row(step: int, scores: dict[str, Scored]) -> dict[str, Any]:

@@ -95,6 +95,17 @@ def test_kills_in_steps_writes_and_deletions_lose_nothing_wherever_temporary_fil
     ]
 
 
+@pytest.mark.fault("F1", "F36")
+def test_a_kill_between_the_last_step_and_the_record_leaves_out_no_row_and_repeats_none(home: Path) -> None:
+    # once before the last score, when the last step is on the disk, and once after it
+    fault = "slow@eval=3,seconds=1;kill@eval=3;kill@end=1"
+    assert command(home, "late", fault)[0] == -signal.SIGKILL
+    code, _, err = command(home, "late", fault)
+    assert code == -signal.SIGKILL and "continuing at step 12" in err
+    assert command(home, "late", fault)[0] == 0
+    assert_whole(home, "late")
+
+
 # ---- signals
 
 
@@ -240,7 +251,7 @@ def test_a_folder_that_vanishes_is_missed_and_may_come_back(home: Path, policy: 
 @pytest.mark.parametrize("damage", ["truncated to half", "one bit flipped", "deleted"])
 def test_a_damaged_checkpoint_is_named_set_aside_and_done_without(home: Path, damage: str) -> None:
     name = damage.replace(" ", "-")
-    assert command(home, name, "kill@step=8")[0] == -signal.SIGKILL
+    assert command(home, name, "kill@save=3")[0] == -signal.SIGKILL
     checkpoints = home / "runs" / name / "checkpoints"
     (checkpoints / "latest").write_text("step-00000006")
     DAMAGES[damage](checkpoints / "step-00000006" / "optimizer.safetensors")
@@ -287,7 +298,7 @@ def test_the_lock_of_a_killed_run_is_taken_over_and_that_of_a_living_one_by_forc
 
 @pytest.mark.fault("F11")
 def test_another_config_is_refused_key_by_key_unless_the_keys_are_allowed(home: Path) -> None:
-    assert command(home, "drift", "kill@step=8")[0] == -signal.SIGKILL
+    assert command(home, "drift", "kill@save=3")[0] == -signal.SIGKILL
     changed = {"optim__lr": 0.5, "model__d_model": 24, "data__isolate_documents": "false", "seed": 7}
     code, _, err = command(home, "drift", **changed)
     error = the_error(err)
