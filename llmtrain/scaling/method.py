@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AllowInfNan
 
 from llmtrain.config import config
 from llmtrain.errors import ConfigError
@@ -16,7 +18,8 @@ TWO_STAGE = ("isoflop", "envelope")  # forms that fit optima, not runs
 class Method:
     form: str = "chinchilla"
     residual: Literal["log", "raw"] = "log"
-    delta: float | Literal["auto"] = "auto"  # of Huber's loss; auto: 1.345 sd; inf: least squares
+    # of Huber's loss; auto: 1.345 sd; inf: least squares
+    delta: Annotated[float, AllowInfNan(True)] | Literal["auto"] = "auto"
     drop_highest_loss: int = 0
     drop_worst_residual: int = 0  # after a first fit; the rest is fitted again
     fix: dict[str, float] = field(default_factory=dict)  # parameters that are not fitted
