@@ -81,8 +81,6 @@ def instantiate(cfg: DictConfig | Mapping[str, Any]) -> "Run":
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     check_targets(plain)
-    for key, target in targets(plain):
-        resolve(target, key)
     from llmtrain.run import Run
 
     if resolve(plain.get("_target_", "")) is not Run:
@@ -96,11 +94,15 @@ def instantiate(cfg: DictConfig | Mapping[str, Any]) -> "Run":
 def build(plain: Any) -> Any:
     """The classes that a tree of plain data names, made from the inside out.
 
-    Raises ConfigError in one line for whatever a class refuses.
+    Raises ConfigError in one line for a name that is not allowed, before anything is made, and for whatever a class
+    refuses.
     """
     import hydra
     from hydra.errors import InstantiationException
 
+    check_targets(plain)
+    for key, target in targets(plain):
+        resolve(target, key)
     try:
         made = hydra.utils.instantiate(plain, _convert_="all")
     except InstantiationException as error:

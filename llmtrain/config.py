@@ -39,6 +39,12 @@ def to_plain(value: Any, *, identity: bool = False) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def is_folder_name(text: str) -> bool:
+    """Whether ``text`` names one folder directly within another, and leads nowhere else."""
+    within = Path(text).name == text and text not in {"", ".", ".."}
+    return within and "\\" not in text and text.isprintable()
+
+
 def differences(ours: Any, theirs: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, our value, their value) wherever two trees of plain data differ, in the order of ours."""
     if isinstance(ours, dict) and isinstance(theirs, dict):

@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from llmtrain.accounting import size, solve_width, without_table
 from llmtrain.callbacks.loggers.base import Logger
 from llmtrain.callbacks.settings import Checkpointing, Evaluating
-from llmtrain.config import config, free, to_plain
+from llmtrain.config import config, free, is_folder_name, to_plain
 from llmtrain.data.corpus import Corpus, Mix
 from llmtrain.data.tokenizers.base import TokenizerConfig
 from llmtrain.estimate import Estimate
@@ -106,7 +106,7 @@ class Run:
         key, name = (
             ("labels.experiment", self.labels.experiment) if self.name is None else ("name", self.name)
         )
-        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name or not name.isprintable():
+        if not is_folder_name(name):
             raise ValueError(f"{key}={name!r} must be the name of one folder under {self.runs}/")
 
     def _check_widths(self) -> None:

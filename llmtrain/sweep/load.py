@@ -1,14 +1,14 @@
 """From the words of a command line to a sweep: those that begin with ``sweep`` are its own, all others its runs'."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from llmtrain.compose import CONFIGS, compose, keys
+from llmtrain.compose import CONFIGS, build, compose, keys
 from llmtrain.errors import ConfigError
 from llmtrain.overrides import parse
-from llmtrain.refusals import refusal
 from llmtrain.sweep.settings import Sweep
 from llmtrain.targets import check_targets, resolve
 from llmtrain.typos import did_you_mean, nearest, nearest_keys
@@ -35,21 +35,15 @@ def sweep_from(words: Sequence[str]) -> Sweep:
     cfg: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     for override in parse([word for word in own if word.startswith("sweep.")], {}):
         _apply(cfg, override.key.removeprefix("sweep."), override.value)
-    cfg["common"] = [*cfg["common"], *common]
     check_targets(cfg)
-    for words_of_one in cfg["series"].values():
-        compose([*cfg["common"], *words_of_one])
-    import hydra
-    from hydra.errors import InstantiationException
-
     if not issubclass(resolve(cfg["_target_"]), Sweep):
         raise ConfigError(
             f"_target_={cfg['_target_']} is no sweep: at the root it must be one of llmtrain.sweep"
         )
-    try:
-        sweep: Sweep = hydra.utils.instantiate(cfg, _convert_="all")
-    except InstantiationException as error:
-        raise refusal(error, cfg) from None
+    sweep: Sweep = build(cfg)
+    sweep = dataclasses.replace(sweep, common=(*sweep.common, *common))
+    for words_of_one in sweep.series.values():
+        compose([*sweep.common, *words_of_one])
     return sweep
 
 
