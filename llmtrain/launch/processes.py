@@ -43,13 +43,13 @@ def starter(command: Sequence[str]) -> Start:
     return start
 
 
-def tied_to(parent: int) -> Callable[[], None]:
-    """A function that, in a new child of ``parent``, has it killed when ``parent`` ends, however it ends."""
+def tied_to(parent: int, number: int = signal.SIGKILL) -> Callable[[], None]:
+    """A function that, in a new child of ``parent``, has it signalled when ``parent`` ends, however it ends."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def tie() -> None:
         if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            libc.prctl(_PR_SET_PDEATHSIG, number)
             if os.getppid() != parent:  # it ended before the line above
                 os._exit(1)
 

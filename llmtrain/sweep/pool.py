@@ -1,6 +1,5 @@
 """One process a cell: where the cells of a sweep run, so many at a time."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
+
+from llmtrain.launch.processes import signal_group, tied_to
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 POLL = 0.2  # seconds between two looks at the processes
@@ -42,7 +43,8 @@ class LocalPool:
     """Processes of this machine, each with ``threads`` threads, ``workers`` at a time.
 
     One thread for each of several processes beats several threads of one at the sizes of a sweep. A cell is a process
-    group of its own, so that Ctrl-C reaches the sweep alone, which then lets its cells end their step and save.
+    group of its own, so that Ctrl-C reaches the sweep alone, which then lets its cells end their step and save. So they
+    do, too, when the sweep is killed: one that went on would hold its folder against the next start.
     """
 
     def __init__(self, workers: int | None, threads: int):
@@ -55,6 +57,7 @@ class LocalPool:
     ) -> None:
         """Run ``jobs`` in their order, and tell of each as it starts and ends; on any error all are stopped first."""
         waiting = list(reversed(jobs))
+        woken = signal.set_wakeup_fd(-1)  # whoever waits there would not wait for cells to save
         try:
             while waiting or self._running:
                 while waiting and len(self._running) < self.workers:
@@ -65,8 +68,11 @@ class LocalPool:
                 if self._running:
                     time.sleep(POLL)
         finally:
-            for ended in self._stop():
-                on_end(ended)
+            try:
+                for ended in self._stop():
+                    on_end(ended)
+            finally:
+                signal.set_wakeup_fd(woken)
 
     def _start(self, job: Job) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +85,7 @@ class LocalPool:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
+                preexec_fn=tied_to(os.getpid(), signal.SIGTERM),
             )
         self._running[job] = process, time.monotonic()
 
@@ -93,16 +100,14 @@ class LocalPool:
     def _stop(self) -> list[Ended]:
         """End what still runs: each lets its step end and saves; who does not within ``GRACE`` is killed."""
         for process, _ in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()  # it alone: without its data workers it could not end its step
         limit = time.monotonic() + GRACE
         found = self._ended()
         while self._running and time.monotonic() < limit:
             time.sleep(POLL)
             found += self._ended()
         for process, _ in self._running.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            signal_group(process, signal.SIGKILL)
             process.wait()
         return found + self._ended()
 
