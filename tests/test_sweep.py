@@ -1,7 +1,9 @@
 """A sweep from its words to a verified prediction, on models of some thousand weights."""
 
+import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +15,12 @@ from llmtrain import cli
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
 from llmtrain.sweep.cells import Role
+from llmtrain.sweep.conduct import CellsFailed
 from llmtrain.sweep.load import sweep_from
-from llmtrain.sweep.plan import FILE
+from llmtrain.sweep.plan import FILE, Plan, kept_plan
 from llmtrain.sweep.pool import Ended, Job
 from llmtrain.sweep.question import answer, planned, status
+from llmtrain.sweep.settings import Sweep
 from runs import overrides, write_text
 
 pytestmark = pytest.mark.slow
@@ -162,6 +166,12 @@ def test_learning_rates_are_tried_at_the_corners_and_cells_follow_the_rule(home:
         ("sweep.budgts=[1]", r"did you mean sweep\.budgets"),
         ("sweep.tuning.rate=2", r"did you mean sweep\.tuning\.rates"),
         ("sweep.seeds=yes", "seeds"),
+        ("sweep.seeds=[true]", "expected a number"),
+        ("sweep.series=null", "series: got null"),
+        ("sweep.common=5", "common: got 5"),
+        ("sweep.name=../up", "name of one folder"),
+        ("sweep.series={a/b: []}", "name of one folder"),
+        ("sweep.prior={_target_: llmtrain.run_folder.Path.touch, self: evil}", "there is no such class"),
         ("optim.rl=1", r"did you mean optim\.lr"),
         ("sweep.fit.form=chinchila", "chinchilla"),
     ],
@@ -170,3 +180,48 @@ def test_a_mistake_is_one_line_that_names_the_right_word(word: str, said: str) -
     with pytest.raises(ConfigError, match=said) as refusal:
         sweep_from(["sweep=isoflop", word])
     assert "\n" not in str(refusal.value)
+
+
+class Ending:
+    """The first cell ends with ``code``, and no other is run."""
+
+    workers = 1
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def run(
+        self, jobs: Sequence[Job], on_start: Callable[[Job], None], on_end: Callable[[Ended], None]
+    ) -> None:
+        for job in jobs[:1]:
+            on_end(Ended(job, self.code, 1.0))
+
+
+def elsewhere(done: Path, home: Path) -> tuple[Sweep, Plan]:
+    """The finished sweep and its plan, with ``home`` in the place of its folder."""
+    sweep = sweep_from(words(done.parent, "a"))
+    plan = kept_plan(sweep)
+    assert plan is not None
+    return dataclasses.replace(sweep, runs=home), plan
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(143, 75), (-9, 75), (5, 5)])
+def test_no_law_is_fitted_without_a_cell_that_was_stopped_or_failed(
+    done: Path, tmp_path: Path, code: int, exit_code: int
+) -> None:
+    sweep, plan = elsewhere(done, tmp_path)
+    shutil.copytree(done / "cells", tmp_path / "a" / "cells")
+    shutil.rmtree(next((tmp_path / "a" / "cells").iterdir()))
+    with pytest.raises(CellsFailed, match="the same command tries again") as failure:
+        answer(sweep, plan, force=True, pool=Ending(code))
+    assert failure.value.exit_code == exit_code
+    assert not (tmp_path / "a" / "fit").exists()
+
+
+def test_a_sealed_prediction_is_of_the_law_that_the_records_make(done: Path, tmp_path: Path) -> None:
+    sweep, plan = elsewhere(done, tmp_path)
+    shutil.copytree(done, tmp_path / "a")
+    sealed = tmp_path / "a" / "fit" / "tiny" / "prediction.json"
+    sealed.write_text(json.dumps(json.loads(sealed.read_text()) | {"loss": 1.0}))
+    with pytest.raises(ConfigError, match=r"predicts 1\.0000 .* another name"):
+        answer(sweep, plan, force=True, pool=Forked())

@@ -1,6 +1,7 @@
 """The end of a sweep: the law of its records, a prediction that is sealed, and the runs that check it."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,31 @@ def predicted(
         if n is None:
             raise ConfigError(f"form {sweep.fit.form} sets no size: give sweep.held_out.n")
         mine = [series[name].cell(target, sweep.limits) for target in sweep.held_out_targets(name, n)]
-        sealed = predict(saved, n=float(mine[0].n), d=float(mine[0].tokens)).plain
-        if not (folder / PREDICTION).exists():  # what was sealed stays sealed
-            write_json(folder / PREDICTION, sealed | {"cells": [cell.id for cell in mine]})
-        digest = hashlib.sha256((folder / PREDICTION).read_bytes()).hexdigest()
+        found = predict(saved, n=float(mine[0].n), d=float(mine[0].tokens)).plain
+        sealed, digest = _sealed(folder / PREDICTION, found | {"cells": [cell.id for cell in mine]})
         print(
             f"{name}: N {mine[0].n:,}, D {mine[0].tokens:,}: {sealed['loss']:.4f} predicted, a run in "
             f"[{sealed['run']['lo']:.4f}, {sealed['run']['hi']:.4f}]; sha256 of {PREDICTION} {digest}"
         )
         cells += mine
     return with_rates(cells, rules)
+
+
+def _sealed(path: Path, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The prediction in ``path`` and its SHA-256; ``found``, where none was sealed yet.
+
+    Raises ConfigError where another one was: what was sealed stays sealed, and holds for the law that it was made of.
+    """
+    if not path.exists():
+        write_json(path, found)
+    text = path.read_bytes()
+    sealed: dict[str, Any] = json.loads(text)
+    if any(sealed[key] != found[key] for key in ("cells", "loss", "run")):
+        raise ConfigError(
+            f"{path} predicts {sealed['loss']:.4f} for {', '.join(sealed['cells'])}, and the records now make "
+            f"{found['loss']:.4f} for {', '.join(found['cells'])}: take another name (sweep.name=...)"
+        )
+    return sealed, hashlib.sha256(text).hexdigest()
 
 
 def verified(sweep: Sweep, held: HeldOut, fits: Mapping[str, Path]) -> None:

@@ -10,25 +10,28 @@ from pathlib import Path
 
 from llmtrain.callbacks.display import duration
 from llmtrain.config import to_plain
-from llmtrain.errors import ConfigError, UserError
+from llmtrain.errors import ConfigError, Retry, UserError
 from llmtrain.run_folder import write_text
 from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.plan import Plan
 from llmtrain.sweep.pool import Ended, Job, Pool, last_line
 from llmtrain.sweep.settings import Sweep
-from llmtrain.sweep.status import State, log_of, status_of
+from llmtrain.sweep.status import FAILED, State, log_of, status_of
 from llmtrain.sweep.tuning import Best, Rule, best_of, next_rates, rule_of
 
 log = logging.getLogger(__name__)
 
 TUNING = "tuning.json"
+_DONE = frozenset({State.FINISHED, State.DIVERGED})
 _STOPPED = (130, 143, -2, -15)
 
 
 class CellsFailed(UserError):
-    """Some cells could not be trained; those that were are kept."""
+    """Some cells could not be trained; those that were are kept. ``exit_code`` is that of the first of them."""
 
-    exit_code = 4
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Conductor:
@@ -37,7 +40,7 @@ class Conductor:
     def __init__(self, sweep: Sweep, pool: Pool, say: Callable[[str], None] = print):
         self.sweep, self.pool, self.say = sweep, pool, say
         self.folder = sweep.folder
-        shutil.rmtree(self.folder / "failed", ignore_errors=True)  # a new start tries them again
+        shutil.rmtree(self.folder / FAILED, ignore_errors=True)  # a new start tries them again
 
     def tuned(self, plan: Plan) -> dict[str, Rule | None]:
         """The rule of each series; none where the rate is the config's. What was tried is in ``tuning.json``."""
@@ -56,7 +59,10 @@ class Conductor:
         return rules
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Train what is not finished, the longest first. Raises CellsFailed at the end where some could not be."""
+        """Train what is not finished, the longest first.
+
+        Raises CellsFailed at the end where some could not be, or were stopped by others: nothing goes on without them.
+        """
         waiting = [c for c in cells if status_of(c, self.folder).state in {State.WAITING, State.STARTED}]
         waiting.sort(key=lambda c: -(c.seconds or float(c.flops)))
         by_id = {cell.id: cell for cell in waiting}
@@ -69,13 +75,22 @@ class Conductor:
             self.say(f"{one.job.id}: {self._said(by_id[one.job.id], one)} ({left} left)")
 
         self.pool.run([self._job(cell) for cell in waiting], lambda job: None, ended)
-        failed = [s for s in (status_of(c, self.folder) for c in cells) if s.state is State.FAILED]
-        if failed:
-            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        missing = [s for s in (status_of(c, self.folder) for c in cells) if s.state not in _DONE]
+        missing.sort(key=lambda s: s.state is not State.FAILED)  # what failed before what was stopped
+        if missing:
+            first, more = missing[0].cell, f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            path = log_of(first, self.folder)
             raise CellsFailed(
-                f"{failed[0].cell.id}{more} could not be trained: {failed[0].error.removeprefix('error: ')}; see "
-                f"{log_of(failed[0].cell, self.folder)}; the same command tries again"
+                f"{first.id}{more} could not be trained: {last_line(path).removeprefix('error: ')}; see {path}; the "
+                "same command tries again",
+                self._exit_code(first),
             )
+
+    def _exit_code(self, cell: Cell) -> int:
+        """Of a cell that is not done with; what was stopped or killed may be tried again."""
+        marker = self.folder / FAILED / cell.id
+        code = int(marker.read_text(encoding="utf-8")) if marker.exists() else Retry.exit_code
+        return code if code > 0 else Retry.exit_code
 
     def _job(self, cell: Cell) -> Job:
         return Job(cell.id, tuple(cell.command(self.folder)), log_of(cell, self.folder))
@@ -83,11 +98,11 @@ class Conductor:
     def _ended(self, cell: Cell, one: Ended) -> bool:
         """Whether the cell is done with."""
         state = status_of(cell, self.folder).state
-        if state in {State.FINISHED, State.DIVERGED}:
+        if state in _DONE:
             return True
         if one.exit_code in _STOPPED:
             return False
-        marker = self.folder / "failed" / cell.id
+        marker = self.folder / FAILED / cell.id
         marker.parent.mkdir(exist_ok=True)
         marker.write_text(f"{one.exit_code}\n", encoding="utf-8")
         if one.exit_code == ConfigError.exit_code:  # the others would be refused alike

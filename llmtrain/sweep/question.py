@@ -78,7 +78,7 @@ def answer(sweep: Sweep, plan: Plan, *, force: bool, pool: Pool | None = None) -
 
 
 def status(sweep: Sweep) -> str:
-    """How far each cell is, those included whose learning rates were tried."""
+    """How far each cell is of those that are fitted."""
     plan = kept_plan(sweep)
     if plan is None:
         raise ConfigError(f"{sweep.folder} has no plan yet: --dry-run makes one")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from llmtrain.config import config
+from llmtrain.config import config, is_folder_name
 from llmtrain.scaling.method import Method
 from llmtrain.sweep.cells import Cell, Role, Target
 from llmtrain.sweep.forecast import Prior
@@ -44,7 +44,6 @@ class Tuning:
     corners: Literal[4, 2] = (
         4  # 2: the smallest size alone, for a parametrisation that carries rates over widths
     )
-    batch: bool = False  # whether twice the batch is tried at the middle cell, and taken if it is better
 
 
 @config
@@ -92,6 +91,11 @@ class Sweep(ABC):
     launch: Local
     name: str
     runs: Path = Path("runs")  # the sweep is a folder in it, its cells are folders in that
+
+    def __post_init__(self) -> None:
+        for key, name in (("name", self.name), *(("series", series) for series in self.series)):
+            if not is_folder_name(name):
+                raise ValueError(f"{key}={name!r} must be the name of one folder")
 
     @property
     def folder(self) -> Path:

@@ -1,14 +1,18 @@
 """How far each cell of a sweep is, read from what its run left: nothing else is remembered, so nothing can be wrong."""
 
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from llmtrain.callbacks.loggers.jsonl import read
 from llmtrain.record import RunRecord
 from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.pool import last_line
+
+FAILED = (
+    "failed"  # of the sweep's folder: a file with the exit code of each cell that failed in the last start
+)
 
 
 class State(StrEnum):
@@ -37,7 +41,7 @@ def status_of(cell: Cell, folder: Path) -> Status:
     step, loss = _last_logged(run / "metrics.jsonl")
     if _stopped_by_guard(run / "anomalies.jsonl"):
         return Status(cell, State.DIVERGED, step, loss, last_line(log_of(cell, folder)))
-    if (folder / "failed" / cell.id).exists():
+    if (folder / FAILED / cell.id).exists():
         return Status(cell, State.FAILED, step, loss, last_line(log_of(cell, folder)))
     return Status(cell, State.STARTED if run.exists() else State.WAITING, step, loss)
 
@@ -75,18 +79,11 @@ def log_of(cell: Cell, folder: Path) -> Path:
 
 
 def _last_logged(metrics: Path) -> tuple[int, float | None]:
-    if not metrics.exists():
-        return 0, None
-    for line in reversed(metrics.read_text(encoding="utf-8").splitlines()):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # is being written
-            continue
+    for row in reversed(read(metrics)):
         if "loss" in row:
             return int(row["step"]), row["loss"]
     return 0, None
 
 
 def _stopped_by_guard(anomalies: Path) -> bool:
-    lines = anomalies.read_text(encoding="utf-8").splitlines() if anomalies.exists() else []
-    return bool(lines) and json.loads(lines[-1]).get("action") == "stop"
+    return any(row["action"] == "stop" for row in read(anomalies)[-1:])
