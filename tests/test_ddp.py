@@ -1,7 +1,7 @@
 """Two ranks are one: the same losses and weights as a single process on the same rows (contract 25).
 
-One pair of processes trains each of ``CASES``; what is sharded too is in test_sharded.py, with the other pairs of an
-objective and an architecture.
+One pair of processes trains each of ``CASES``, among them every objective on every architecture; what is sharded too is
+in test_sharded.py.
 """
 
 import os
@@ -18,21 +18,17 @@ import torch.distributed as dist
 from llmtrain.checkpoint import find, load
 from llmtrain.pretrain import train
 from ranks import on_ranks
-from runs import REPO, metrics, overrides, pair, tiny, without_figures, write_text
+from runs import PAIRS, REPO, metrics, overrides, pair, tiny, without_figures, write_text
 
 STEPS = 20
 COMMON: dict[str, Any] = {
     "steps": STEPS, "seq_len": 64, "eval__every": 10, "checkpoint__every": 10, "trainer__precision": "fp64",
     "trainer__accelerator": "cpu",
 }  # fmt: skip
-EXPERIMENTS = ["clm_hybrid", "mlm_ssm", "denoising_moe", "contrastive_hybrid"]
 CASES: dict[str, dict[str, Any]] = {  # what the worker trains
     "muon-accumulated": {"optim": "muon", "optim__ema": 0.9, "micro_rows": 1},
     "adamw-fp32": {"trainer__precision": "fp32"},
-    **{
-        experiment: pair(experiment) | {"eval__every": 3, "checkpoint__every": 3}
-        for experiment in EXPERIMENTS
-    },
+    **{experiment: pair(experiment) | {"eval__every": 3, "checkpoint__every": 3} for experiment in PAIRS},
 }
 BY_COMMAND = {"optim": "adamw", "optim__ema": 0.9}  # trained by train.py itself
 DDP = {"trainer": "ddp"}
@@ -92,7 +88,7 @@ def test_two_ranks_are_one_through_the_command_itself(home: Path, said: str) -> 
     assert "Traceback" not in said and "Warning" not in said
 
 
-@pytest.mark.parametrize("name", ["muon-accumulated", *EXPERIMENTS])
+@pytest.mark.parametrize("name", ["muon-accumulated", *PAIRS])
 def test_two_ranks_are_one_in_every_loss_weight_and_moment(home: Path, name: str) -> None:
     assert_close(home / "runs" / name, home / "runs" / f"two-{name}", 1e-10)
 
