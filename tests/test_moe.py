@@ -346,9 +346,9 @@ def test_experts_that_choose_are_refused_where_the_choice_would_leak():
         ({"top_k": 1}, "set renormalise=false, or a higher top_k"),
         ({"n_shared": -1}, "n_shared must be at least 0"),
         ({"ratio": 0.0}, "ratio must be positive, got 0"),
-        ({"scale": float("nan")}, "scale must be positive, got nan"),
+        ({"scale": float("nan")}, "finite number"),
         ({"balance": -0.1}, "balance must not be negative"),
-        ({"bias_rate": float("nan")}, "bias_rate must not be negative"),
+        ({"bias_rate": float("nan")}, "finite number"),
         ({"choice": "expert"}, "set renormalise=false, balance=0 and bias_rate=0"),
     ],
 )
