@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from llmtrain.config import to_plain
-from llmtrain.errors import DataError
+from llmtrain.errors import ConfigError, DataError
 from llmtrain.scaling.best import Best, best_at, best_on_lines
 from llmtrain.scaling.bins import undominated
+from llmtrain.scaling.columns import Columns
 from llmtrain.scaling.fit import Fit
 from llmtrain.scaling.flops import Convention
 from llmtrain.scaling.forms import FORMS
@@ -150,14 +151,25 @@ class Saved:
     most_flops: float | None
     plain: dict[str, Any]
 
+    def columns_with(self, given: Columns) -> Columns:
+        """The fit's columns, where ``given`` names no others; conditions are of the rows fitted, and stay behind."""
+        kept = {
+            key: value for key, value in self.plain["columns"].items() if key not in ("_target_", "where")
+        }
+        named = {key: value for key, value in to_plain(given).items() if key != "_target_" and value}
+        return Columns(**(kept | named | {"where": given.where}))
+
     def best_at(self, flops: float) -> Best:
         if self.lines:
             return best_on_lines(self.lines, self.law, flops, self.level)
         return best_at(self.law, Draws("none", np.empty((0, len(self.law.theta)))), flops, self.level)
 
 
-def read_fit(folder: str | Path) -> Saved:
-    """``fit.json`` of a folder. Raises DataError where there is none, or one of another version."""
+def read_fit(folder: str | Path, series: str | None = None) -> Saved:
+    """``fit.json`` of a folder; ``series`` names one where several were fitted.
+
+    Raises DataError where there is none, or one of another version; ConfigError where a series must be named.
+    """
     path = Path(folder) / NAME if Path(folder).is_dir() else Path(folder)
     try:
         raw = path.read_bytes()
@@ -166,11 +178,24 @@ def read_fit(folder: str | Path) -> Saved:
             raise DataError(
                 f"{path} is of version {plain['version']}, and this reads version {_VERSION}: fit again"
             )
-        return _saved(path, hashlib.sha256(raw).hexdigest(), plain)
+        return _saved(path, hashlib.sha256(raw).hexdigest(), _one(path, plain, series))
     except OSError:
         raise DataError(f"{path}: there is no fit; make one with scripts/fit.py ... --out {folder}") from None
+    except ConfigError:
+        raise
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} is no fit as scripts/fit.py writes it: {error!r}") from None
+
+
+def _one(path: Path, plain: dict[str, Any], series: str | None) -> dict[str, Any]:
+    found = plain.get("series", {plain.get("about", {}).get("series"): plain})
+    if series is None and len(found) == 1:
+        return dict(next(iter(found.values())))
+    if series not in found:
+        raise ConfigError(
+            f"{path} has the series {', '.join(map(str, found))}: give one of them with --series"
+        )
+    return dict(found[series])
 
 
 def _saved(path: Path, sha256: str, plain: dict[str, Any]) -> Saved:
