@@ -27,8 +27,10 @@ def points(form: str, *, noise: float = 0.0, seed: int = 0) -> Points:
     """Seventy-five runs of the planted law of a form."""
     x = grid(np.geomspace(1e17, 1e21, 5), 15, 6.0)
     i = np.arange(len(x["n"]))
-    x |= {"experts": np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512])[i % 10]}
-    x |= {"unique": x["d"] / np.array([1.0, 2, 5, 12, 40])[i % 5]}
+    if form == "clark":
+        x |= {"experts": np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512])[i % 10]}
+    if form == "data_constrained":
+        x |= {"unique": x["d"] / np.array([1.0, 2, 5, 12, 40])[i % 5]}
     return planted(form, LAWS[form], x, noise, seed)
 
 

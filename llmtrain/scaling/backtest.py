@@ -7,7 +7,7 @@ import numpy as np
 
 from llmtrain.errors import UserError
 from llmtrain.scaling.budgets import steps
-from llmtrain.scaling.fit import Fit, refit
+from llmtrain.scaling.fit import Fit, fit_law
 from llmtrain.scaling.forms import FORMS
 from llmtrain.scaling.method import Method
 from llmtrain.scaling.points import Points
@@ -42,7 +42,7 @@ def backtest(found: Fit) -> dict[str, Any]:
         fitted = number <= last
         up_to = float(points.x["c"][fitted].max())
         try:
-            law = refit(points, _settled(method, found), fitted, "larger than the back-test's fit").law
+            law = fit_law(points.keep(fitted, "held out"), _settled(method, found))
         except UserError as error:
             skipped.append({"flops_up_to": up_to, "reason": str(error)})
             continue
@@ -94,7 +94,7 @@ def compare_forms(points: Points, method: Method) -> list[dict[str, Any]]:
         fix = method.fix if name == method.form else {}
         trial = Method(form=name, residual=method.residual, delta=method.delta, fix=fix, bootstrap=0)
         try:
-            law = refit(points, trial, ~held, "held out").law
+            law = fit_law(points.keep(~held, "held out"), trial)
         except UserError as error:
             found.append({"form": name, "error": None, "reason": str(error)})
             continue

@@ -10,6 +10,7 @@ from scipy.special import fdtrc
 from llmtrain.scaling.budgets import budgets
 from llmtrain.scaling.fit import Fit
 from llmtrain.scaling.flops import is_trusted
+from llmtrain.scaling.huber import mad_sigma
 from llmtrain.scaling.profile import Profile
 
 _POINTS_A_PARAMETER = 3
@@ -20,7 +21,8 @@ _WINDOW = 4.0  # sizes within so much of the middle, either way: beyond it a par
 _EPOCHS = 4
 _WARMUP = 0.1
 _MISFIT = 2.0  # residual sd over replicate sd
-_SHIFT = 1.0  # of an exponent, in standard errors
+_FAR = 5.0  # robust sds: no normal noise is so far off
+_ROUNDING = 1e-9
 _SPREAD = 0.01  # of the loss predicted at ten times the FLOPs
 
 
@@ -48,7 +50,10 @@ def _of_data(found: Fit) -> Iterator[Caution]:
     if fitted < _POINTS_A_PARAMETER * p:
         limit = _POINTS_A_PARAMETER * p
         yield Caution(
-            "few points", fitted, limit, f"{fitted} points for {p} parameters; {limit} would say more"
+            "few points",
+            fitted,
+            limit,
+            f"{fitted} {'optima' if found.lines else 'points'} for {p} parameters; {limit} would say more",
         )
     if "c" in points.x:
         c = points.x["c"]
@@ -180,6 +185,12 @@ def _of_law(found: Fit, profile: Profile | None) -> Iterator[Caution]:
             yield Caution("misfit", ratio, _MISFIT, text)
 
 
+def _far_off(found: Fit) -> int:
+    residuals = found.found.residuals
+    sigma = mad_sigma(residuals, len(found.law.form.parameters) - len(found.law.fixed))
+    return int((np.abs(residuals) > max(_FAR * sigma, _ROUNDING)).sum())
+
+
 def lack_of_fit(found: Fit) -> float:
     """The F-test's p of residuals no larger than replicates' scatter allows."""
     known, spare = found.known, len(found.points) - (len(found.law.form.parameters) - len(found.law.fixed))
@@ -195,19 +206,16 @@ def _of_choices(found: Fit, trials: list[dict[str, Any]]) -> Iterator[Caution]:
     first = by_name.get("as fitted")
     if first is None:
         return
-    for what, row in by_name.items():
-        if not what.startswith("without"):
-            continue
-        shifts = {
-            name: abs(row["law"][name] - first["law"][name]) / se
-            for name in found.law.form.exponents
-            if (interval := found.parameters.get(name)) and (se := interval.se)
-        }
-        if shifts and (most := max(shifts.values())) > _SHIFT:
-            name = max(shifts, key=lambda key: shifts[key])
-            text = f"{what} {name} moves from {first['law'][name]:.4g} to {row['law'][name]:.4g}, {most:.2g} s.e."
-            yield Caution("outliers", most, _SHIFT, text)
-            break
+    far = _far_off(found)
+    rows = [(what, row) for what, row in by_name.items() if what.startswith("without")]
+    if far and rows:
+        what, row = rows[min(far, len(rows)) - 1]
+        moved = ", ".join(
+            f"{n} {first['law'][n]:.4g} to {row['law'][n]:.4g}" for n in found.law.form.exponents
+        )
+        yield Caution(
+            "outliers", far, 0, f"{far} points are over {_FAR:g} robust sds off the law; {what}: {moved}"
+        )
     losses = [row["loss"] for what, row in by_name.items() if what.startswith("delta") and row["loss"]]
     if losses and first["loss"]:
         spread = float(max(losses) - min(losses)) / first["loss"]

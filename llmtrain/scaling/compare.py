@@ -9,8 +9,8 @@ from jaxtyping import Float
 from scipy.special import stdtr, stdtrit
 
 from llmtrain.errors import DataError
+from llmtrain.scaling.best import lowest_loss
 from llmtrain.scaling.fit import Fit
-from llmtrain.scaling.frontier import has_optimum, optimum
 from llmtrain.scaling.intervals import intervals
 from llmtrain.scaling.law import Law
 
@@ -112,16 +112,6 @@ def _exponents(found: Fit) -> tuple[str, ...]:
         *found.law.form.exponents,
         *(("a", "b") if "N_1" in found.parameters or "B" in found.parameters else ()),
     )
-
-
-def lowest_loss(
-    law: Law, theta: Float[np.ndarray, "S p"], flops: Float[np.ndarray, " S"]
-) -> Float[np.ndarray, " S"]:
-    """L*(C), each theta at its own C."""
-    if has_optimum(law.form):
-        return optimum(law.form, theta, law.centre, law.convention, flops).loss
-    phis = law.form.log_terms(theta, {"c": flops[:, None]}, law.centre)
-    return np.asarray(sum(np.exp(phi) for phi in phis))[:, 0]
 
 
 def _log_compute(law: Law, loss: float, theta: Float[np.ndarray, "S p"]) -> dict[str, np.ndarray]:

@@ -141,3 +141,10 @@ def _akima(u: Column, loss: Column, grid: np.ndarray) -> np.ndarray:
     sizes, code = np.unique(u, return_inverse=True)
     means = np.bincount(code, loss) / np.bincount(code)
     return np.asarray(np.exp(Akima1DInterpolator(sizes, np.log(means))(grid)))
+
+
+def values_on(u: Column, loss: Column, how: str, grid: np.ndarray) -> np.ndarray:
+    """The curve whose minimum counts, on sizes inside those that were run."""
+    if how == "akima":
+        return _akima(u, loss, grid)
+    return np.asarray(np.polyval(_PARABOLAS[how](u, loss), grid - _middle(u)))

@@ -14,6 +14,8 @@ from llmtrain.scaling.replicates import NO_REPLICATES, Replicates
 from llmtrain.scaling.start import fixed_theta, starts
 
 _AGREE = 1e-6  # relative, of objectives
+_STEEPEST = 5.0  # beyond it an exponent stands for a step, not for a power
+_FARTHEST = 12.0  # of a shape's logarithm
 _ROUNDING = 1e-12  # a residual sd below it is none
 _WAY_OUT = "the points do not determine it: fix a parameter, or take another form"
 _CONTINUE_BELOW = 0.1  # of the residual sd: a smaller delta is approached from there, by half decades
@@ -146,4 +148,9 @@ def _best(problem: Problem, found: Solved, data: Data) -> np.ndarray:
             f"form {name}: {len(same)} starts end at different optima (objectives {least:.6g}, {others[0]:.6g}, ...); "
             f"{_WAY_OUT}"
         )
+    for limit, names in ((_STEEPEST, problem.form.exponents), (_FARTHEST, problem.form.shapes)):
+        for parameter in names:
+            value = found.theta[best, problem.form.at(parameter)]
+            if parameter not in problem.fixed and abs(value) > limit:
+                raise NumbersError(f"form {name}: {parameter} runs off to a bound; {_WAY_OUT}")
     return found.theta[best]

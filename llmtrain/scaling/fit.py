@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool
 
 from llmtrain.errors import DataError
 from llmtrain.scaling.best import Best, best_at, best_on_lines, slopes
@@ -19,7 +18,7 @@ from llmtrain.scaling.optima import Optima, envelope_optima, isoflop_optima
 from llmtrain.scaling.points import Points, without_highest_loss
 from llmtrain.scaling.regression import Line, line
 from llmtrain.scaling.replicates import Replicates, replicates, sigma_within
-from llmtrain.scaling.resample import Draws, draw, how_to_resample
+from llmtrain.scaling.resample import NO_DRAWS, Draws, draw, how_to_resample
 
 _ANY_FLOPS = 1e18
 _BUDGETS_FOR_OFFSET = 5  # optima that a power law with offset needs, or E is 0
@@ -50,8 +49,7 @@ def fit(points: Points, method: Method) -> Fit:
     if method.form in TWO_STAGE:
         return _two_stage(points, method)
     problem, found, points = point_fit(points, method)
-    known = replicates(points, log=problem.log)
-    law = law_of(problem, found, points.weight, points.unit, known, points.convention)
+    known, law = _law(problem, found, points)
     how = how_to_resample(points.n_units, problem.n_free, known.largest)
     draws = draw(
         problem,
@@ -67,6 +65,16 @@ def fit(points: Points, method: Method) -> Fit:
     named = _named(law, draws, method)
     best = tuple(best_at(law, draws, flops, method.level) for flops in flops_of_interest(points, method))
     return Fit(method, points, law, found, draws, known, named, best)
+
+
+def fit_law(points: Points, method: Method) -> Law:
+    """The law alone, of a form that is fitted to runs; what trials of a method need."""
+    return _law(*point_fit(points, method))[1]
+
+
+def _law(problem: Problem, found: Estimate, points: Points) -> tuple[Replicates, Law]:
+    known = replicates(points, log=problem.log)
+    return known, law_of(problem, found, points.weight, points.unit, known, points.convention)
 
 
 def _named(law: Law, draws: Draws, method: Method) -> dict[str, Interval]:
@@ -145,7 +153,6 @@ def _two_stage(points: Points, method: Method) -> Fit:
     loss, ones = optima.column("loss"), np.ones(len(c))
     found = estimate(problem, loss, ones, method.delta)
     law = law_of(problem, found, ones, np.arange(len(c)), known, points.convention)
-    none = Draws("none", np.empty((0, len(found.theta))))
     level = method.level
     named = {
         "a": lines[0].exponent(level),
@@ -153,12 +160,7 @@ def _two_stage(points: Points, method: Method) -> Fit:
         "N_1": Interval(lines[0].coefficient, None, None, None),  # N* = N_1 C^a
         "D_1": Interval(lines[1].coefficient, None, None, None),
     }
-    named |= _named(law, none, by_compute)
+    named |= _named(law, NO_DRAWS, by_compute)
     best = tuple(best_on_lines(lines, law, flops, level) for flops in flops_of_interest(points, method))
     points = replace(points, excluded=points.excluded + optima.excluded)
-    return Fit(method, points, law, found, none, known, named, best, optima, lines)
-
-
-def refit(points: Points, method: Method, kept: Bool[np.ndarray, " n"], reason: str) -> Fit:
-    """The same method on some of the points, without resamples."""
-    return fit(points.keep(kept, reason), replace(method, bootstrap=0))
+    return Fit(method, points, law, found, NO_DRAWS, known, named, best, optima, lines)

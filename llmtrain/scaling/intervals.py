@@ -10,7 +10,7 @@ from llmtrain.scaling.law import Law
 from llmtrain.scaling.resample import Draws
 
 Function = Callable[[np.ndarray], dict[str, np.ndarray]]  # of theta [S p]: named values [S]
-_STEP = 1e-5  # of a central difference, in units of theta (logarithms and exponents)
+STEP = 1e-5  # of a central difference, in units of theta (logarithms and exponents)
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,21 @@ def intervals(
             found[name] = Interval(values[name], float(np.nanstd(drawn, ddof=1)), float(lo), float(hi))
         return found
     t = float(stdtrit(law.dof, 0.5 + level / 2))
-    steps = _STEP * np.eye(len(law.theta))
+    steps = STEP * np.eye(len(law.theta))
     up, down = of(law.theta + steps), of(law.theta - steps)
-    return {name: _delta(law, value, up[name], down[name], t, ratio=ratio) for name, value in values.items()}
+    return {
+        name: delta_interval(law, value, up[name], down[name], t, ratio=ratio)
+        for name, value in values.items()
+    }
 
 
-def _delta(law: Law, value: float, up: np.ndarray, down: np.ndarray, t: float, *, ratio: bool) -> Interval:
+def delta_interval(
+    law: Law, value: float, up: np.ndarray, down: np.ndarray, t: float, *, ratio: bool = True
+) -> Interval:
+    """From what the value is where each entry of theta is one ``STEP`` up, and down."""
     if ratio:
         up, down = np.log(up), np.log(down)
-    gradient = (up - down) / (2 * _STEP)
+    gradient = (up - down) / (2 * STEP)
     moves = np.diag(law.covariance) > 0
     se = float(np.sqrt(law.variance(np.where(moves, gradient, 0.0)[None])[0]))
     if not np.isfinite(se):

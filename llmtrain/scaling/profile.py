@@ -11,6 +11,7 @@ from llmtrain.scaling.huber import inside, psi
 from llmtrain.scaling.newton import Data
 
 _POINTS = 61
+_FAR = 4.0  # times the rise that the interval allows
 _NAME = "E"
 
 
@@ -23,6 +24,11 @@ class Profile:
     allowed: float
     lo: float | None
     hi: float | None
+
+    def near(self) -> Float[np.ndarray, " k"]:
+        """The E at which the objective has not risen far: what a figure shows."""
+        least = self.objective.min()
+        return self.values[self.objective <= least + _FAR * (self.allowed - least)]
 
 
 def profile_of_offset(
@@ -37,14 +43,23 @@ def profile_of_offset(
         return None
     at = problem.form.at(_NAME)
     best = float(np.exp(found.theta[at]))
-    values = np.unique(np.append(np.linspace(0.0, float(loss.min()), _POINTS)[1:-1], best))
     held = Problem(problem.form, problem.model, problem.fixed | {_NAME: 0.0}, problem.log)
-    start = np.repeat(found.theta[None], len(values), 0)
-    start[:, at] = np.log(values)
-    solved = held.solve(Data(loss[None], weight[None]), start, found.deltas)
+
+    def lowest(values: np.ndarray) -> np.ndarray:
+        start = np.repeat(found.theta[None], len(values), 0)
+        start[:, at] = np.log(values)
+        return held.solve(Data(loss[None], weight[None]), start, found.deltas).objective
+
     allowed = found.objective + _rise(problem, found, weight, level)
-    low, high = _crossings(values, solved.objective, allowed, best)
-    return Profile(values, solved.objective, allowed, low, high)
+    values = np.unique(np.append(np.linspace(0.0, float(loss.min()), _POINTS)[1:-1], best))
+    objective = lowest(values)
+    wanted = np.flatnonzero(objective <= found.objective + _FAR * (allowed - found.objective))
+    first, last = max(0, wanted[0] - 1), min(len(values) - 1, wanted[-1] + 1)
+    finer = np.linspace(values[first], values[last], _POINTS)
+    values, order = np.unique(np.concatenate([values, finer]), return_index=True)
+    objective = np.concatenate([objective, lowest(finer)])[order]
+    low, high = _crossings(values, objective, allowed, best)
+    return Profile(values, objective, allowed, low, high)
 
 
 def _rise(problem: Problem, found: Estimate, weight: np.ndarray, level: float) -> float:

@@ -24,6 +24,9 @@ class Draws:
     failed: int = 0  # resamples without an optimum: left out, and warned of
 
 
+NO_DRAWS = Draws("none", np.empty((0, 0)))
+
+
 def how_to_resample(n_units: int, n_free: int, replicates: int) -> How:
     """Whole units from ten on; below, replicates' sd where three tell it, or residuals' signs; else no interval."""
     if n_units >= FEW_UNITS:
@@ -48,7 +51,7 @@ def draw(
     rng = np.random.default_rng(seed)
     names, code = np.unique(unit, return_inverse=True)
     if how == "none" or count == 0:
-        return Draws("none", np.empty((0, len(found.theta))))
+        return NO_DRAWS
     if how == "pairs":
         return from_counts(problem, found, loss, weight, unit_counts(rng, len(names), count)[:, code])
     values = problem.values(found.theta[None])[0]

@@ -22,7 +22,7 @@ from llmtrain.scaling.law import Law, Sigma
 from llmtrain.scaling.optima import Optimum
 from llmtrain.scaling.points import About
 from llmtrain.scaling.regression import Line
-from llmtrain.scaling.resample import Draws
+from llmtrain.scaling.resample import NO_DRAWS
 
 NAME = "fit.json"
 _VERSION = 1
@@ -162,7 +162,7 @@ class Saved:
     def best_at(self, flops: float) -> Best:
         if self.lines:
             return best_on_lines(self.lines, self.law, flops, self.level)
-        return best_at(self.law, Draws("none", np.empty((0, len(self.law.theta)))), flops, self.level)
+        return best_at(self.law, NO_DRAWS, flops, self.level)
 
 
 def read_fit(folder: str | Path, series: str | None = None) -> Saved:

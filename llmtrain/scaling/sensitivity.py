@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from llmtrain.errors import UserError
-from llmtrain.scaling.fit import Fit, fit
+from llmtrain.scaling.best import best_without_intervals
+from llmtrain.scaling.fit import Fit, fit_law
+from llmtrain.scaling.law import Law
 
 _DELTAS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, np.inf)
 _WORST = (1, 2, 5)
@@ -25,20 +27,21 @@ def sensitivity(found: Fit) -> list[dict[str, Any]]:
         for k in _WORST
         if len(found.points) - k > 2 * len(found.law.form.parameters)
     ]
-    rows = [_row("as fitted", found)]
+    most = float(found.points.x["c"].max()) if found.best else None
+    rows = [_row("as fitted", found.law, most)]
     for what, method in trials:
         try:
-            rows.append(_row(what, fit(found.points, method)))
+            rows.append(_row(what, fit_law(found.points, method), most))
         except UserError as error:
             rows.append({"what": what, "law": None, "a": None, "loss": None, "reason": str(error)})
     return rows
 
 
-def _row(what: str, found: Fit) -> dict[str, Any]:
-    best = found.best_at(10 * float(found.points.x["c"].max())) if found.best else None
+def _row(what: str, law: Law, most: float | None) -> dict[str, Any]:
+    best = best_without_intervals(law, 10 * most) if most else None
     return {
         "what": what,
-        "law": found.law.parameters,
+        "law": law.parameters,
         "a": best.a if best else None,
         "loss": best.loss.value if best else None,
         "reason": None,

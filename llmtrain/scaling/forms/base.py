@@ -107,13 +107,14 @@ class Form:
     def law(self, theta: Float[np.ndarray, "*S p"], centre: Centre) -> dict[str, np.ndarray]:
         """Each parameter as papers state it."""
         found: dict[str, np.ndarray] = {}
-        for term in self.terms:
-            shift = sum(
-                (p.sign * theta[..., self.at(p.exponent)] * centre[p.feature] for p in term.powers), 0.0
-            )
-            found[term.coefficient] = np.exp(theta[..., self.at(term.coefficient)] - shift)
-        found |= {name: theta[..., self.at(name)] for name in self.exponents}
-        found |= {name: np.exp(theta[..., self.at(name)]) for name in self.shapes}
+        with np.errstate(over="ignore"):  # of a resample that went astray
+            for term in self.terms:
+                shift = sum(
+                    (p.sign * theta[..., self.at(p.exponent)] * centre[p.feature] for p in term.powers), 0.0
+                )
+                found[term.coefficient] = np.exp(theta[..., self.at(term.coefficient)] - shift)
+            found |= {name: theta[..., self.at(name)] for name in self.exponents}
+            found |= {name: np.exp(theta[..., self.at(name)]) for name in self.shapes}
         return {name: np.asarray(value) for name, value in found.items()}
 
     def theta(self, law: Mapping[str, float], centre: Centre) -> Float[np.ndarray, " p"]:

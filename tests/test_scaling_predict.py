@@ -1,0 +1,243 @@
+"""Predictions from a file equal those of the fit; verification scores them on runs that were not fitted."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmtrain.errors import ConfigError, DataError
+from llmtrain.scaling import Method, Points, fit, predict, read_fit, study, verify
+from llmtrain.scaling.cautions import cautions
+from llmtrain.scaling.compare import compare
+from llmtrain.scaling.points import sha256_of
+from llmtrain.scaling.predict import NAME as PREDICTION
+from llmtrain.scaling.saved import write_json
+from llmtrain.scaling.sensitivity import sensitivity
+from planted import LAWS, grid, planted, points
+
+
+def saved(tmp_path: Path, made: Points, **method: object) -> Path:
+    study([made], Method(bootstrap=0, **method)).write(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["chinchilla", "power", "gadre", "isoflop"])
+def test_a_fit_read_back_predicts_as_it_did(tmp_path: Path, form: str) -> None:
+    made = points("chinchilla", noise=0.003)
+    found = fit(made, Method(form=form, bootstrap=0))
+    folder = saved(tmp_path, made, form=form)
+    best = found.best_at(3e21)
+    prediction = predict(folder, flops=3e21)
+    assert prediction.bands.loss[0] == pytest.approx(best.loss.value, rel=1e-12)
+    assert prediction.bands.law_lo[0] == pytest.approx(best.loss.lo, rel=1e-3)
+    if best.n:
+        assert (prediction.n, prediction.d) == pytest.approx((best.n.value, best.d.value), rel=1e-12)
+    assert prediction.plain["fit_sha256"] == sha256_of(folder / "fit.json")
+    assert prediction.plain["beyond"] == pytest.approx(3.0)
+
+
+def test_a_prediction_is_of_a_budget_or_of_a_run(tmp_path: Path) -> None:
+    folder = saved(tmp_path, points("chinchilla", noise=0.003))
+    one = predict(folder, n=1e9, d=2e10)
+    assert one.flops == pytest.approx(6 * 1e9 * 2e10)
+    assert one.bands.run_lo < one.bands.law_lo < one.bands.loss < one.bands.law_hi < one.bands.run_hi
+    for words in ({}, {"n": 1e9}, {"flops": 1e20, "n": 1e9}):
+        with pytest.raises(ConfigError, match="give --flops alone, or --n and --d together"):
+            predict(folder, **words)
+    with pytest.raises(ConfigError, match="must be above 0"):
+        predict(folder, flops=-1.0)
+    assert "beyond 10" in predict(folder, flops=1e24).plain["warnings"][0]
+
+
+def test_laws_of_compute_alone_say_so(tmp_path: Path) -> None:
+    folder = saved(tmp_path, points("chinchilla"), form="isoflop")
+    with pytest.raises(ConfigError, match="law of compute alone"):
+        predict(folder, n=1e9, d=2e10)
+
+
+def test_files_that_are_no_fits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no fit"):
+        read_fit(tmp_path)
+    (tmp_path / "fit.json").write_text("{}")
+    with pytest.raises(DataError, match="is no fit"):
+        read_fit(tmp_path)
+    (tmp_path / "fit.json").write_text('{"version": 99}')
+    with pytest.raises(DataError, match="fit again"):
+        read_fit(tmp_path)
+
+
+def held_out(noise: float = 0.003) -> tuple[Points, Points]:
+    """The runs of planted points up to 1e20 FLOPs, and the others."""
+    every = points("chinchilla", noise=noise)
+    small = every.x["c"] < 2e20
+    return every.keep(small, "larger"), every.keep(~small, "smaller")
+
+
+def test_verification_scores_each_run_and_its_rivals(tmp_path: Path) -> None:
+    fitted, others = held_out()
+    found = verify(saved(tmp_path, fitted), others)
+    law = fit(fitted, Method(bootstrap=0)).law
+    assert found.error == pytest.approx(others.loss / law.loss(others.x) - 1)
+    assert found.in_run.sum() >= len(others) - 3
+    plain = found.plain
+    assert plain["inside"] == {"law": int(found.in_law.sum()), "run": int(found.in_run.sum()), "of": 15}
+    assert plain["mean_absolute_error"] < 0.2 * min(plain["baselines"].values())
+    assert plain["runs"][0]["run_interval"]["half_width"] < 0.05
+    write_json(tmp_path / "verify.json", plain)  # it is data
+
+
+def test_a_percentage_is_given_from_twenty_runs_on(tmp_path: Path) -> None:
+    every = points("chinchilla", noise=0.003)
+    small = every.x["c"] < 2e19
+    found = verify(saved(tmp_path, every.keep(small, "larger")), every.keep(~small, "smaller"))
+    assert found.plain["inside"]["of"] == 30
+    assert found.plain["inside"]["percent"] == pytest.approx(100 * found.in_run.mean())
+
+
+def test_fitted_runs_are_not_verified(tmp_path: Path) -> None:
+    fitted, _ = held_out()
+    folder = saved(tmp_path, fitted)
+    every = points("chinchilla", noise=0.003)  # the same source
+    assert len(verify(folder, every).points) == 15
+    with pytest.raises(DataError, match="all 60 runs were fitted"):
+        verify(folder, fitted)
+
+
+@pytest.mark.parametrize("field", ["score", "eval_hash", "corpus", "tokenizer", "python", "n_convention"])
+def test_runs_of_another_kind_are_refused(tmp_path: Path, field: str) -> None:
+    fitted, others = held_out()
+    stranger = replace(others, about=replace(others.about, **{field: "other"}))
+    with pytest.raises(DataError, match="a law holds for what it was fitted on"):
+        verify(saved(tmp_path, fitted), stranger)
+
+
+def test_a_verification_says_whether_its_prediction_is_of_this_fit(tmp_path: Path) -> None:
+    fitted, others = held_out()
+    folder = saved(tmp_path, fitted)
+    assert verify(folder, others).plain["prediction"] is None
+    write_json(folder / PREDICTION, predict(folder, flops=1e21).plain)
+    assert verify(folder, others).plain["prediction"]["same_fit"] is True
+    study([fitted], Method(bootstrap=0, delta=1e-3)).write(folder)
+    assert verify(folder, others).plain["prediction"]["same_fit"] is False
+
+
+def test_fit_json_is_data_at_full_precision(tmp_path: Path) -> None:
+    made = points("chinchilla", noise=0.003)
+    found = fit(made, Method(bootstrap=50, delta=np.inf, at=(1e22,)))
+    study([made], Method(bootstrap=50, delta=np.inf, at=(1e22,))).write(tmp_path)
+    plain = json.loads((tmp_path / "fit.json").read_text())
+    for name, value in found.law.parameters.items():
+        assert plain["law"][name] == value  # to the last bit
+    assert plain["objective"] == found.found.objective
+    assert plain["delta"] == "inf"
+    assert plain["n_points"] == 75
+    assert plain["unit"] == "run"
+    assert set(plain["sigma"]) == {"residual", "replicate", "replicate_dof"}
+    [at] = [one for one in plain["optimal"]["at"] if one["flops"] == 1e22]
+    for name in ("n", "d", "loss"):
+        assert at[f"{name}_lo"] < at[name] < at[f"{name}_hi"]
+    assert {"law", "standard_errors", "intervals", "excluded", "warnings", "backtest", "slopes"} <= set(plain)
+    residuals = np.log(found.law.loss(made.x)) - np.log(made.loss)
+    assert plain["objective"] == pytest.approx((residuals**2 / 2).sum(), rel=1e-12)
+
+
+def two_series(factor: float, noise: float = 0.003) -> tuple[Points, Points]:
+    """The second needs ``factor`` times the FLOPs, whatever the loss."""
+    x = grid(np.geomspace(1e17, 1e21, 6), 7, 2.0)
+    law = LAWS["chinchilla"]
+    root = factor**0.5
+    worse = law | {"A": law["A"] * root ** law["alpha"], "B": law["B"] * root ** law["beta"]}
+    first, second = planted("chinchilla", law, x, noise, 1), planted("chinchilla", worse, x, noise, 2)
+    named = [replace(p, about=replace(p.about, series=s)) for p, s in ((first, "dense"), (second, "ssm"))]
+    return named[0], named[1]
+
+
+@pytest.mark.parametrize("form", ["chinchilla", "isoflop"])
+def test_a_compute_multiplier_is_found_with_its_interval(form: str) -> None:
+    first, second = (fit(p, Method(form=form, bootstrap=0)) for p in two_series(1.6, noise=0.001))
+    found = compare(first, second)
+    assert len(found["multipliers"]) == 3
+    for multiplier in found["multipliers"]:
+        assert multiplier["lo"] < 1.6 < multiplier["hi"]
+        assert multiplier["value"] == pytest.approx(1.6, rel=0.05)
+
+
+def test_exponents_that_differ_are_told_apart_and_equal_ones_are_not() -> None:
+    first, second = two_series(1.6)
+    same = compare(*(fit(p, Method(bootstrap=0)) for p in (first, second)))
+    assert min(d["p"] for d in same["exponents"] if d["name"] in ("alpha", "beta")) > 0.05
+    steep = LAWS["chinchilla"] | {"alpha": 0.28, "A": 120.0}
+    other = planted("chinchilla", steep, first.x, 0.003, 3)
+    found = compare(fit(first, Method(bootstrap=0)), fit(other, Method(bootstrap=0)))
+    alpha = next(d for d in found["exponents"] if d["name"] == "alpha")
+    assert alpha["p"] < 0.01
+    assert alpha["hi"] < 0
+
+
+def test_series_of_other_scores_have_no_common_axis_and_of_other_corpora_no_comparison() -> None:
+    first, second = two_series(1.6)
+    scored = replace(second, about=replace(second.about, score="recall"))
+    found = compare(fit(first, Method(bootstrap=0)), fit(scored, Method(bootstrap=0)))
+    assert (found["multipliers"], "not one axis" in found["reason"]) == ([], True)
+    other = replace(second, about=replace(second.about, corpus="other"))
+    with pytest.raises(DataError, match="different corpora"):
+        compare(fit(first, Method(bootstrap=0)), fit(other, Method(bootstrap=0)))
+
+
+def warned(made: Points, **method: object) -> dict[str, float]:
+    found = fit(made, Method(bootstrap=0, **method))
+    return {c.name: c.value for c in cautions(found, None, sensitivity(found))}
+
+
+def test_warnings_are_tied_to_their_numbers() -> None:
+    made = points("chinchilla", noise=0.003)
+    n = len(made)
+    clean = made.more | {
+        "epochs": np.ones(n),
+        "warmup": np.full(n, 0.05),
+        "matched": np.ones(n),
+    }
+    assert warned(replace(made, more=clean)) == {}
+    assert warned(made, at=(1e24,))["extrapolation"] == pytest.approx(1e3)
+    assert warned(replace(made, more=clean | {"epochs": np.full(n, 7.0)}))["epochs"] == 7
+    assert warned(replace(made, more=clean | {"warmup": np.full(n, 0.3)}))["warmup"] == pytest.approx(0.3)
+    assert warned(replace(made, more=clean | {"matched": (np.arange(n) > 4).astype(float)}))["schedule"] == 5
+    assert warned(replace(made, unit=np.arange(n) // 3, unit_name="trunk"))["correlated points"] == 3
+    assert warned(made.keep(made.x["c"] < 2e18, "later"))["few budgets"] == 2
+    assert warned(made.keep(np.arange(n) % 6 == 0, "few"))["few points"] == 13
+    assert warned(made.keep(made.x["c"] < 2e18, "later"))["short span"] == pytest.approx(1)
+    assert warned(made, form="isoflop", minimum="quadratic")["wide window"] == pytest.approx(6)
+
+
+def test_outliers_and_misfit_are_warned_of() -> None:
+    made = points("chinchilla", noise=0.001)
+    loss = made.loss.copy()
+    loss[70] *= 1.15
+    assert "outliers" in warned(replace(made, loss=loss), delta=np.inf)
+    twice = {key: np.repeat(column, 2) for key, column in made.x.items()}
+    bent = planted("chinchilla", LAWS["chinchilla"], twice, 0.001)
+    wave = 1 + 0.01 * np.sin(3 * np.log(twice["n"]))
+    assert warned(replace(bent, loss=bent.loss * wave))["misfit"] > 2
+
+
+def test_a_learning_rate_on_the_edge_of_its_bracket_is_warned_of() -> None:
+    x = grid(np.geomspace(1e17, 1e20, 4), 5, 2.0)
+    thrice = {key: np.repeat(column, 3) for key, column in x.items()}
+    made = planted("chinchilla", LAWS["chinchilla"], thrice)
+    rates = np.tile([1e-3, 2e-3, 4e-3], 20)
+    inside = made.loss * np.where(rates == 2e-3, 1.0, 1.01)
+    edge = made.loss * np.where(rates == 4e-3, 1.0, 1.01)
+    assert "learning rate on an edge" not in warned(replace(made, loss=inside, more={"lr": rates}))
+    assert warned(replace(made, loss=edge, more={"lr": rates}))["learning rate on an edge"] == 20
+
+
+def test_an_offset_of_zero_is_warned_of() -> None:
+    """Losses that curve down on log axes want a negative E, which the form does not have."""
+    c = np.geomspace(1e17, 1e20, 30)
+    made = planted(
+        "power", {"E": 0.0, "A": 60.0, "alpha": 0.08}, {"n": np.ones(30), "c": c, "d": c / 6}, 0.001
+    )
+    bent = replace(made, loss=made.loss - 0.3)
+    assert "E at a bound" in warned(bent, form="power")
