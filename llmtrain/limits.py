@@ -29,7 +29,7 @@ class OutOfMemory(UserError):
 
     def __init__(self, message: str, *, steps_done: int) -> None:
         super().__init__(message)
-        self.exit_code = Retry.exit_code if steps_done else ConfigError.exit_code
+        self.exit_code = Retry.exit_code if steps_done > 0 else ConfigError.exit_code
 
 
 @contextlib.contextmanager
@@ -67,7 +67,8 @@ def told_of_memory(setup: Setup, module: Pretrain, micro_rows: int, first_step: 
 def check_shared_memory(example: Any, micro_rows: int, workers: int) -> None:
     """Raise StorageError where the batches that ``workers`` read ahead would not fit: they would wait forever."""
     needed = 3 * workers * micro_rows * _n_bytes(example)  # two are read ahead, and one is in hand
-    if workers and needed > _shared_free():
+    free = _shared_free()
+    if workers and free is not None and needed > free:
         raise _no_shared_memory(needed)
 
 
@@ -110,7 +111,8 @@ def _limit(error: BaseException, folder: Path) -> UserError | None:
         return _too_many_files()
     name = getattr(error, "filename", None)
     # a semaphore lies there too, and says no name
-    nameless = number == errno.ENOSPC and name is None and _shared_free() < 1 << 20
+    shared = _shared_free()
+    nameless = number == errno.ENOSPC and name is None and shared is not None and shared < 1 << 20
     if nameless or any(said in f"{error} {name}" for said in _SHARED):
         return _no_shared_memory()
     if number == errno.ENOMEM or is_of_memory(error):
@@ -180,8 +182,8 @@ def _too_many_files() -> StorageError:
 def _no_shared_memory(needed: int | None = None) -> StorageError:
     need = "" if needed is None else f", {needed:,} are needed"
     return StorageError(
-        f"shared memory is full: {_shared_free():,} bytes are free in /dev/shm{need}; set data.loader_workers=0, or "
-        "make it larger (docker run --shm-size=8g); the same command continues"
+        f"shared memory is full: {_shared_free() or 0:,} bytes are free in /dev/shm{need}; set data.loader_workers=0, "
+        "or make it larger (docker run --shm-size=8g); the same command continues"
     )
 
 
@@ -189,8 +191,9 @@ def _n_bytes(tree: Any) -> int:
     return sum(map(_n_bytes, tree)) if isinstance(tree, tuple) else int(np.asarray(tree).nbytes)
 
 
-def _shared_free() -> int:
-    return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+def _shared_free() -> int | None:
+    """Bytes; none where shared memory is no file system, as on macOS."""
+    return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None
 
 
 def _gb(n_bytes: int) -> str:
