@@ -1,6 +1,7 @@
 """What every logged step says: loss, rate, norm, speed, utilisation and the work done so far."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -72,5 +73,7 @@ class Metrics(AfterStep):
             sink.log(row)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        """Each sink, whatever another one raises: a service must hear of the end though a disk is full."""
+        with ExitStack() as stack:
+            for sink in reversed(self.sinks):
+                stack.callback(sink.close)
