@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -16,8 +17,6 @@ from llmtrain import cli
 from llmtrain.compose import run_from
 from llmtrain.data.prepare import prepare
 from llmtrain.errors import EXIT_CODES
-from llmtrain.lit import Pretrain
-from llmtrain.pretrain import conclude
 from processes import Child, forked, read_until
 from runs import REPO, overrides, write_text
 
@@ -83,14 +82,22 @@ def test_a_signal_while_a_corpus_is_prepared_keeps_the_stages_that_are_done(
     assert done_again <= set(stages[stages.index(stage) :])
 
 
-SET_UP, CONCLUDED = "llmtrain.lit.Pretrain.configure_optimizers", "llmtrain.pretrain.conclude"
+SET_UP, SCORED, CONCLUDED = (
+    "llmtrain.lit.Pretrain.configure_optimizers", "llmtrain.callbacks.evaluation.Evaluation.conclude",
+    "llmtrain.pretrain.conclude",
+)  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "number"),
-    [(SET_UP, signal.SIGINT), (SET_UP, signal.SIGTERM), (CONCLUDED, signal.SIGUSR1)],
-    ids=["set up, SIGINT", "set up, SIGTERM", "concluded, SIGUSR1"],
+    [
+        (SET_UP, signal.SIGINT),
+        (SET_UP, signal.SIGTERM),
+        (SCORED, signal.SIGTERM),
+        (CONCLUDED, signal.SIGUSR1),
+    ],
+    ids=["set up, SIGINT", "set up, SIGTERM", "scored, SIGTERM", "concluded, SIGUSR1"],
 )
 @pytest.mark.fault("F3")
 def test_a_signal_while_training_is_set_up_or_concluded_loses_nothing(
@@ -98,11 +105,11 @@ def test_a_signal_while_training_is_set_up_or_concluded_loses_nothing(
 ) -> None:
     name = f"{number.name}-{where.rpartition('.')[2]}"
     words = overrides(home, name=name, steps=1, seq_len=64, eval__samples=0, eval__rows=4)
-    before = Pretrain.configure_optimizers if where == SET_UP else conclude
+    before = pkgutil.resolve_name(where)
 
     def sends(*args: object, **kwargs: object) -> object:
         os.kill(os.getpid(), number)
-        return before(*args, **kwargs)  # type: ignore[arg-type]
+        return before(*args, **kwargs)
 
     with (
         monkeypatch.context() as patch,
@@ -110,13 +117,32 @@ def test_a_signal_while_training_is_set_up_or_concluded_loses_nothing(
     ):
         ended_by(number, child)
     assert not (home / "runs" / name / "record.json").exists()
-    assert (home / "runs" / name / "checkpoints").exists() == (where == CONCLUDED)
+    assert (home / "runs" / name / "checkpoints").exists() == (where != SET_UP)
     if number != signal.SIGINT:
         assert cli.main(words) == 0
         assert json.loads((home / "runs" / name / "record.json").read_text())["steps"] == 1
 
 
 @pytest.mark.fault("F3")
+@pytest.mark.slow
+def test_a_signal_between_two_tries_of_a_size_is_heeded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMTRAIN_FAULT", "oom@step=0")
+    words = overrides(
+        home, name="tries", micro_rows="auto", steps=2, seq_len=64, eval__samples=0, eval__rows=4
+    )
+
+    def sends() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with (
+        monkeypatch.context() as patch,
+        forked(lambda: patch.setattr("llmtrain.pretrain.release", sends) or cli.main(words)) as child,
+    ):
+        code, _, said = child.ended()
+    assert code == 143 and said.endswith(f"{cli.STOPPED}\n")
+    assert not (home / "runs" / "tries" / "record.json").exists()
+
+
 def test_compiled_code_that_does_not_heed_a_signal_is_ended_a_moment_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

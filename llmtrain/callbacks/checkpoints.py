@@ -73,10 +73,8 @@ class Checkpoints(AfterStep):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
         self.finish()
         self._saved = self.saver.saved if self.saver else None  # not what was gone on without
-        self.save(module, needed=True)  # before the last evaluation, which may take long
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Pretrain) -> None:
-        self.finish()
+        self.save(module, needed=True)
+        self.finish()  # before the last evaluation, which may take long, and which a signal ends at once
 
     def save(self, module: Pretrain, *, needed: bool = False) -> None:
         if self._saved == module.progress.step:
