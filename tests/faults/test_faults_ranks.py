@@ -155,7 +155,7 @@ def test_a_signal_to_the_launcher_or_to_one_rank_ends_all_after_the_step(
 @pytest.mark.parametrize(
     ("changes", "fault", "code", "told"),
     [
-        ({"batch_rows": 3}, "", 2, "batch_rows=3 cannot be shared by 2 ranks"),
+        ({"batch_rows": 3}, "", 2, "batch_rows=3 cannot be shared"),
         ({"data__source__paths": "[no/such/file.txt]"}, "", 3, "no/such/file.txt"),
         ({}, "nan@step=4,rank=1", 4, "step 5: loss"),
     ],
