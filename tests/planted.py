@@ -1,8 +1,10 @@
 """Laws with known parameters, and runs that follow them."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from llmtrain.scaling import Points
+from llmtrain.scaling import Points, planned
 from llmtrain.scaling.columns import with_third
 from llmtrain.scaling.forms import FORMS
 from llmtrain.scaling.points import About
@@ -41,18 +43,8 @@ def surface(law: dict[str, float]) -> Points:
 def planted(
     form: str, law: dict[str, float], x: dict[str, np.ndarray], noise: float = 0.0, seed: int = 0
 ) -> Points:
-    rng = np.random.default_rng(seed)
-    loss = FORMS[form].predict(law, x)
-    loss = loss * np.exp(noise * rng.standard_normal(len(loss)))
     _, convention = with_third({key: x[key] for key in ("n", "c")}, "")
-    names = np.array([f"run {i}" for i in range(len(loss))])
-    return Points(
-        x=x,
-        loss=loss,
-        weight=np.ones(len(loss)),
-        run=names,
-        unit=np.arange(len(loss)),
-        unit_name="run",
-        convention=convention,
-        about=About(source="planted", sha256="", score_unit="nats/token"),
-    )
+    loss = FORMS[form].predict(law, x)
+    loss = loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss)))
+    about = About(source="planted", sha256="", score_unit="nats/token")
+    return replace(planned(x, convention), loss=loss, about=about)

@@ -22,7 +22,9 @@ _SHARED = {
 }
 _SAME_SCORE = ("score", "score_unit", "eval_hash")
 _LOSSES = 3  # at which multipliers are stated
-_HALVINGS = 50
+_ANY_FLOPS = 1e18  # where the search for a loss begins
+_EXACT = 1e-12  # of ln L
+_STEPS, _LONGEST, _APART = 25, 8.0, 1e-3  # of it, in ln C
 _REACH = 10  # times the compute that was fitted: beyond it a multiplier is extrapolation
 
 
@@ -115,11 +117,18 @@ def _exponents(found: Fit) -> tuple[str, ...]:
 
 
 def _log_compute(law: Law, loss: float, theta: Float[np.ndarray, "S p"]) -> dict[str, np.ndarray]:
-    """ln C at which L*(C) is ``loss``, by bisection; nan where it never is."""
-    low, high = np.full(len(theta), np.log(1e3)), np.full(len(theta), np.log(1e30))
-    reached = lowest_loss(law, theta, np.exp(high)) < loss
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (low + high)
-        above = lowest_loss(law, theta, np.exp(middle)) > loss
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return {"c": np.where(reached, 0.5 * (low + high), np.nan)}
+    """ln C at which L*(C) is ``loss``, by Newton's steps; nan where it never is."""
+
+    def above(u: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.log(lowest_loss(law, theta, np.exp(u))) - np.log(loss)
+
+    u = np.full(len(theta), np.log(_ANY_FLOPS))
+    for _ in range(_STEPS):
+        off = above(u)
+        if (np.abs(off) < _EXACT).all():
+            break
+        slope = (above(u + _APART) - above(u - _APART)) / (2 * _APART)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u = u - np.clip(off / slope, -_LONGEST, _LONGEST)
+    return {"c": np.where(np.abs(off) < _EXACT, u, np.nan)}

@@ -90,6 +90,21 @@ class Points:
         return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
 
 
+def planned(x: dict[str, Column], convention: Convention) -> Points:
+    """Runs that are not there yet, each independent: inputs without losses, for simulations."""
+    count = len(next(iter(x.values())))
+    return Points(
+        x=x,
+        loss=np.ones(count),
+        weight=np.ones(count),
+        run=np.array([f"cell {i}" for i in range(count)]),
+        unit=np.arange(count),
+        unit_name="run",
+        convention=convention,
+        about=About(source="plan", sha256=""),
+    )
+
+
 _SAID = {"n": "the parameters N", "d": "the tokens D", "c": "the FLOPs C", "unique": "the unique tokens"}
 _WAYS = {
     "n": "name their column with --n",

@@ -1,7 +1,7 @@
 """What a sweep would say, before it is run: its fit repeated on losses drawn from a known law."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -90,19 +90,4 @@ def simulate(
         np.array(in_law),
         np.array(in_run),
         int((~solved.converged).sum()),
-    )
-
-
-def sweep_points(template: Points, x: Inputs) -> Points:
-    """The points of a plan: inputs without losses, each run a unit of its own."""
-    n = len(next(iter(x.values())))
-    return replace(
-        template,
-        x=dict(x),
-        loss=np.ones(n),
-        weight=np.ones(n),
-        run=np.array([f"cell {i}" for i in range(n)]),
-        unit=np.arange(n),
-        excluded=(),
-        more={},
     )
