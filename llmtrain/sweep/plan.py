@@ -60,7 +60,7 @@ def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup:
     if startup is not None:
         for name, one in series.items():
             mine = [cell for cell in cells if cell.series == name]
-            expected = timed(one, mine, startup=startup)
+            expected = timed(one, mine, threads=sweep.launch.threads, startup=startup)
             cells = [
                 dataclasses.replace(cell, seconds=expected[cell.id]) if cell.id in expected else cell
                 for cell in cells

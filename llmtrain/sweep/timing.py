@@ -18,11 +18,12 @@ from llmtrain.trainer import autocast
 STEPS, WARMUP = 6, 2
 
 
-def seconds_a_step(series: Series, cell: Cell) -> float:
-    """Of a cell's training step on this process's threads: forward, backward and optimiser; the median of a few."""
+def seconds_a_step(series: Series, cell: Cell, threads: int) -> float:
+    """Of a cell's training step on one process with ``threads``: forward, backward, optimiser; the median of a few."""
     from llmtrain.compose import run_from
 
-    run = run_from(cell.words)
+    run = run_from([*cell.words, f"trainer.threads={threads}"])
+    run.trainer.configure()
     setup = set_up(run, series.prepared)
     optimizer = run.optim.build(setup.task, run.schedule, max(setup.horizon, STEPS + WARMUP))
     n_rows = (STEPS + WARMUP) * run.batch_rows
@@ -43,7 +44,7 @@ def seconds_a_step(series: Series, cell: Cell) -> float:
     return statistics.median(seconds[WARMUP:])
 
 
-def timed(series: Series, cells: Sequence[Cell], *, startup: float) -> dict[str, float]:
+def timed(series: Series, cells: Sequence[Cell], *, threads: int, startup: float) -> dict[str, float]:
     """Expected seconds of each of ``cells``, of one series, on one worker: three widths are timed, log-linear between.
 
     ``startup`` is what every process takes before its first step.
@@ -52,7 +53,7 @@ def timed(series: Series, cells: Sequence[Cell], *, startup: float) -> dict[str,
     widths = sorted(by_width)
     chosen = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
     x = [math.log(w) for w in chosen]
-    y = [math.log(seconds_a_step(series, by_width[w])) for w in chosen]
+    y = [math.log(seconds_a_step(series, by_width[w], threads)) for w in chosen]
     return {c.id: startup + c.steps * math.exp(np.interp(math.log(c.d_model), x, y)) for c in cells}
 
 
