@@ -26,10 +26,14 @@ def predict(words: list[str]) -> None:
     parser.add_argument("--flops", type=float, help="of the best run that they buy")
     parser.add_argument("--n", type=float, help="parameters, counted as in the fit")
     parser.add_argument("--d", type=float, help="tokens, or pairs")
+    parser.add_argument("--experts", type=float, help="their number, for a fit of --form clark")
+    parser.add_argument(
+        "--unique", type=float, help="unique tokens, for a fit of --form data_constrained; all by default"
+    )
     parser.add_argument("--series", help="which, of a fit of several")
     args = parser.parse_args(words)
     saved = read_fit(args.fit, args.series)
-    found = predict(saved, flops=args.flops, n=args.n, d=args.d)
+    found = predict(saved, flops=args.flops, n=args.n, d=args.d, experts=args.experts, unique=args.unique)
     path = Path(args.fit) / NAME
     write_json(path, found.plain)
     print(predicted(found))

@@ -51,6 +51,24 @@ def test_a_prediction_is_of_a_budget_or_of_a_run(tmp_path: Path) -> None:
     assert "beyond 10" in predict(folder, flops=1e24).plain["warnings"][0]
 
 
+def test_each_form_is_asked_by_what_it_knows(tmp_path: Path) -> None:
+    experts = saved(
+        tmp_path / "clark", points("clark", noise=0.001), form="clark", fix={"E_start": 1.0, "E_max": np.inf}
+    )
+    more, fewer = (predict(experts, n=1e9, experts=e).bands.loss[0] for e in (64.0, 1.0))
+    assert more < fewer
+    with pytest.raises(ConfigError, match="give --n and --experts together"):
+        predict(experts, n=1e9)
+    with pytest.raises(ConfigError, match="knows no FLOPs; ask with --n and --experts"):
+        predict(experts, flops=1e20)
+    repeated = saved(tmp_path / "repeated", points("data_constrained", noise=0.001), form="data_constrained")
+    fresh, again = (predict(repeated, n=1e9, d=2e10, unique=u).bands.loss[0] for u in (None, 1e9))
+    assert fresh < again
+    chinchilla = saved(tmp_path / "plain", points("chinchilla"))
+    with pytest.raises(ConfigError, match="give --flops alone, or --n and --d together"):
+        predict(chinchilla, n=1e9, d=2e10, unique=1e9)
+
+
 def test_laws_of_compute_alone_say_so(tmp_path: Path) -> None:
     folder = saved(tmp_path, points("chinchilla"), form="isoflop")
     with pytest.raises(ConfigError, match="law of compute alone"):
@@ -189,6 +207,18 @@ def test_series_of_other_scores_have_no_common_axis_and_of_other_corpora_no_comp
 def warned(made: Points, **method: object) -> dict[str, float]:
     found = fit(made, Method(bootstrap=0, **method))
     return {c.name: c.value for c in cautions(found, None, sensitivity(found))}
+
+
+def test_what_dropping_points_did_is_told() -> None:
+    made = points("chinchilla", noise=0.001)
+    high = replace(made, loss=np.where(made.loss >= np.sort(made.loss)[-3], made.loss * 1.3, made.loss))
+    rows = {
+        row["what"]: row
+        for row in sensitivity(fit(high, Method(delta=np.inf, drop_highest_loss=3, bootstrap=0)))
+    }
+    with_all = rows["with the 3 dropped points"]["law"]["beta"]
+    truth = LAWS["chinchilla"]["beta"]
+    assert abs(with_all - truth) > 5 * abs(rows["as fitted"]["law"]["beta"] - truth)
 
 
 def test_warnings_are_tied_to_their_numbers() -> None:

@@ -155,6 +155,14 @@ def test_series_may_have_scores_of_their_own(tmp_path: Path) -> None:
     assert [p.about.score for p in read(tmp_path)] == ["nats", "mlm_nats"]
 
 
+def test_runs_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for part in ("first", "second"):
+        write(tmp_path / part, record("a"))
+    [points] = read(tmp_path)
+    assert [str(name) for name in points.run] == ["first/a", "second/a"]
+    assert points.n_units == 2
+
+
 def test_branches_of_a_trunk_are_one_unit(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, record(f"r{i}", trunk="t1" if i < 2 else "t2"))

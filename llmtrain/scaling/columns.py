@@ -132,6 +132,7 @@ def _points(path: Path, header: list[str], rows: list[_Row], columns: Columns) -
             sha256=sha256_of(path),
             score=columns.loss,
             n_convention=f"column {columns.n}" if columns.n else "none",
+            table=True,
         ),
     )
 

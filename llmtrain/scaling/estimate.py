@@ -15,6 +15,7 @@ from llmtrain.scaling.start import fixed_theta, starts
 
 _AGREE = 1e-6  # relative, of objectives
 _STEEPEST = 5.0  # beyond it an exponent stands for a step, not for a power
+_VANISHED = 1e-7  # of the whole, wherever a term is largest
 _FARTHEST = 12.0  # of a shape's logarithm
 _ROUNDING = 1e-12  # a residual sd below it is none
 _WAY_OUT = "the points do not determine it: fix a parameter, or take another form"
@@ -47,6 +48,16 @@ class Problem:
     def values(self, theta: Float[np.ndarray, "S p"]) -> Float[np.ndarray, "S n"]:
         with np.errstate(over="ignore"):
             return np.asarray(sum(np.exp(phi) for phi in self.model.terms(theta)))
+
+    def shares(self, theta: Float[np.ndarray, " p"]) -> dict[str, float]:
+        """Of each term that has a power and is fitted, the largest share of the whole at any point."""
+        terms = [np.exp(phi)[0] for phi in self.model.terms(theta[None])]
+        whole = sum(terms)
+        return {
+            one.coefficient: float((term / whole).max())
+            for one, term in zip(self.form.terms, terms, strict=True)
+            if one.powers and one.coefficient not in self.fixed
+        }
 
     def residuals(
         self, theta: Float[np.ndarray, " p"], loss: Float[np.ndarray, " n"]
@@ -100,8 +111,10 @@ def estimate(
     residuals = problem.residuals(first, loss)
     delta = huber_delta(problem, residuals, loss, delta, known)
     deltas = way_to(delta, mad_sigma(residuals, problem.n_free))
-    if deltas != [np.inf]:
-        found = problem.solve(data, found.theta, deltas)
+    if deltas != [
+        np.inf
+    ]:  # from the grid's starts too: least squares may have led them all to one optimum of many
+        found = problem.solve(data, np.concatenate([found.theta, problem.starts(data)]), deltas)
     theta = _best(problem, found, data)
     return Estimate(theta, float(found.objective.min()), delta, deltas, problem.residuals(theta, loss))
 
@@ -153,4 +166,9 @@ def _best(problem: Problem, found: Solved, data: Data) -> np.ndarray:
             value = found.theta[best, problem.form.at(parameter)]
             if parameter not in problem.fixed and abs(value) > limit:
                 raise NumbersError(f"form {name}: {parameter} runs off to a bound; {_WAY_OUT}")
+    for coefficient, share in problem.shares(found.theta[best]).items():
+        if share < _VANISHED:
+            raise NumbersError(
+                f"form {name}: {coefficient} is 0 to the fit, and its term says nothing; {_WAY_OUT}"
+            )
     return found.theta[best]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from llmtrain.errors import DataError
 from llmtrain.scaling.best import Best, best_at, best_on_lines, slopes
@@ -27,6 +28,7 @@ _BUDGETS_FOR_OFFSET = 5  # optima that a power law with offset needs, or E is 0
 @dataclass(frozen=True)
 class Fit:
     method: Method
+    given: Points  # before any were dropped
     points: Points  # those fitted; ``points.excluded`` are the others
     law: Law  # of the loss; for isoflop and envelope, of the optima's loss by compute
     found: Estimate
@@ -45,9 +47,9 @@ class Fit:
 
 def fit(points: Points, method: Method) -> Fit:
     """Raises DataError for points that cannot be fitted so, NumbersError for an optimum that cannot be trusted."""
-    points = without_highest_loss(points, method.drop_highest_loss)
+    given, points = points, without_highest_loss(points, method.drop_highest_loss)
     if method.form in TWO_STAGE:
-        return _two_stage(points, method)
+        return _two_stage(given, points, method)
     problem, found, points = point_fit(points, method)
     known, law = _law(problem, found, points)
     how = how_to_resample(points.n_units, problem.n_free, known.largest)
@@ -64,7 +66,7 @@ def fit(points: Points, method: Method) -> Fit:
     )
     named = _named(law, draws, method)
     best = tuple(best_at(law, draws, flops, method.level) for flops in flops_of_interest(points, method))
-    return Fit(method, points, law, found, draws, known, named, best)
+    return Fit(method, given, points, law, found, draws, known, named, best)
 
 
 def fit_law(points: Points, method: Method) -> Law:
@@ -78,10 +80,14 @@ def _law(problem: Problem, found: Estimate, points: Points) -> tuple[Replicates,
 
 
 def _named(law: Law, draws: Draws, method: Method) -> dict[str, Interval]:
-    found = intervals(law, draws, lambda theta: law.form.law(theta, law.centre), method.level)
+    def fitted(theta: Float[np.ndarray, "S p"]) -> dict[str, np.ndarray]:
+        return {k: v for k, v in law.form.law(theta, law.centre).items() if k not in method.fix}
+
+    found = {k: Interval(v, None, None, None) for k, v in law.parameters.items()}
+    found |= intervals(law, draws, fitted, method.level)
     if law.form.name == "chinchilla" and law.convention == SIX_ND:  # then one exponent holds at every C
         found |= intervals(law, draws, lambda theta: slopes(law, theta, _ANY_FLOPS), method.level)
-    return {k: Interval(v.value, None, None, None) if k in method.fix else v for k, v in found.items()}
+    return found
 
 
 def point_fit(points: Points, method: Method) -> tuple[Problem, Estimate, Points]:
@@ -137,7 +143,7 @@ def flops_of_interest(points: Points, method: Method) -> tuple[float, ...]:
     return tuple(sorted({*method.at, most, 10 * most}))
 
 
-def _two_stage(points: Points, method: Method) -> Fit:
+def _two_stage(given: Points, points: Points, method: Method) -> Fit:
     """The optima first, then power laws through them."""
     points.require(("n", "d", "c"), f"form {method.form}")
     known = sigma_within(np.log(points.loss), points.cells(), points.unit)
@@ -163,4 +169,4 @@ def _two_stage(points: Points, method: Method) -> Fit:
     named |= _named(law, NO_DRAWS, by_compute)
     best = tuple(best_on_lines(lines, law, flops, level) for flops in flops_of_interest(points, method))
     points = replace(points, excluded=points.excluded + optima.excluded)
-    return Fit(method, points, law, found, NO_DRAWS, known, named, best, optima, lines)
+    return Fit(method, given, points, law, found, NO_DRAWS, known, named, best, optima, lines)

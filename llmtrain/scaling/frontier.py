@@ -17,7 +17,7 @@ _WIDEST = 60.0  # in ln N
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimum:
+class Frontier:
     """Of each theta: [S] each."""
 
     n: Float[np.ndarray, " S"]
@@ -38,7 +38,7 @@ def optimum(
     flops: float | Float[np.ndarray, " S"],
     *,
     unique: float = np.inf,
-) -> Optimum:
+) -> Frontier:
     """Where d loss / d ln N at constant C = k(N) D rises through 0, which it does once; nan where it does not.
 
     ``unique`` tokens bound what counts in full, for a form that cares.
@@ -74,4 +74,4 @@ def optimum(
             log_n = np.clip(log_n - slope(log_n) / bend, low, high)
     log_n = np.where(inside, log_n, np.nan)
     n = np.exp(log_n)
-    return Optimum(n, c[:, 0] / convention.per_token(n), loss(log_n).real)
+    return Frontier(n, c[:, 0] / convention.per_token(n), loss(log_n).real)

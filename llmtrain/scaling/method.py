@@ -11,6 +11,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.scaling.forms import FORMS
 from llmtrain.typos import did_you_mean, nearest
 
+Endless = Annotated[float, AllowInfNan(True)]  # infinity has a meaning
 TWO_STAGE = ("isoflop", "envelope")  # forms that fit optima, not runs
 
 
@@ -18,19 +19,16 @@ TWO_STAGE = ("isoflop", "envelope")  # forms that fit optima, not runs
 class Method:
     form: str = "chinchilla"
     residual: Literal["log", "raw"] = "log"
-    # of Huber's loss; auto: 1.345 sd; inf: least squares
-    delta: Annotated[float, AllowInfNan(True)] | Literal["auto"] = "auto"
+    delta: Endless | Literal["auto"] = "auto"  # of Huber's loss; auto: 1.345 sd; inf: least squares
     drop_highest_loss: int = 0
     drop_worst_residual: int = 0  # after a first fit; the rest is fitted again
-    fix: dict[str, float] = field(default_factory=dict)  # parameters that are not fitted
+    fix: dict[str, Endless] = field(default_factory=dict)  # parameters that are not fitted
     frontier_bins: int | None = None  # fit the lowest loss of each of so many bins of ln C
     minimum: Literal["auto", "quadratic", "robust", "akima", "local"] = "auto"  # of an IsoFLOP curve
     bootstrap: int = 4000  # resamples; 0: none
     seed: int = 0
     level: float = 0.95  # of every interval
-    at: tuple[
-        float, ...
-    ] = ()  # FLOPs at which the optimum is stated, beside the largest seen and ten times that
+    at: tuple[float, ...] = ()  # FLOPs where the optimum is stated, beside the most seen and ten times that
 
     def __post_init__(self) -> None:
         if self.form not in (*FORMS, *TWO_STAGE):
@@ -51,5 +49,7 @@ class Method:
         scaled = {term.coefficient for term in form.terms if term.powers}
         for name, value in self.fix.items():
             form.at(name)
+            if math.isnan(value):
+                raise ConfigError(f"fix {name}={value}: give a number")
             if name in scaled and value != 0:
                 raise ConfigError(f"fix {name}={value}: coefficients are fitted; fix E, exponents or shapes")

@@ -26,7 +26,7 @@ class Excluded:
 class About:
     """What all runs of a fit share; where two fits are compared it must be the same."""
 
-    source: str  # a folder of runs or a CSV file
+    source: str  # a folder of runs or a CSV file, which is a table
     sha256: str  # of what was read there
     series: str = "all"
     score: str = "loss"  # its name
@@ -37,6 +37,7 @@ class About:
     tokenizer: str = ""
     python: str = ""
     tokens_unit: str = "tokens"  # or pairs
+    table: bool = False  # then score and n_convention are names of columns alone
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Points:
 
     def cells(self) -> Int[np.ndarray, " n"]:
         """Runs of one cell have equal inputs: they are replicates, and differ by their seeds alone."""
-        columns = np.stack([np.log(self.x[key]) for key in sorted(self.x)], 1).round(9)
+        columns = np.stack([np.log(self.x[key]) for key in sorted(self.x)], 1).round(6)
         return np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
 
 

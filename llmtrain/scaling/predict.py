@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmtrain.errors import ConfigError
+from llmtrain.scaling.frontier import has_optimum
 from llmtrain.scaling.law import Bands
 from llmtrain.scaling.saved import Saved, plain_best, read_fit
 
@@ -24,42 +25,74 @@ class Prediction:
 
 
 def predict(
-    source: Saved | str | Path, *, flops: float | None = None, n: float | None = None, d: float | None = None
+    source: Saved | str | Path,
+    *,
+    flops: float | None = None,
+    n: float | None = None,
+    d: float | None = None,
+    experts: float | None = None,
+    unique: float | None = None,
 ) -> Prediction:
     """Of the best run at ``flops``, or of the run of ``n`` parameters on ``d`` tokens.
 
-    Raises ConfigError for another choice of the three, or where the form knows nothing of what is asked.
+    A form that knows experts wants their number, one that knows repeated tokens takes how many are ``unique`` (all, by
+    default). Raises ConfigError for another choice, or where the form knows nothing of what is asked.
     """
     saved = source if isinstance(source, Saved) else read_fit(source)
-    for name, value in (("flops", flops), ("n", n), ("d", d)):
+    given = {"flops": flops, "n": n, "d": d, "experts": experts, "unique": unique}
+    for name, value in given.items():
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ConfigError(f"--{name} {value} must be above 0")
+    named = {name for name, value in given.items() if value is not None}
     best: dict[str, Any] = {}
-    if flops is not None and n is None and d is None:
-        found = saved.best_at(flops)
-        best = plain_best(found)
-        n, d = (found.n.value if found.n else None), (found.d.value if found.d else None)
-    elif n is not None and d is not None and flops is None:
-        if saved.lines or "n" not in saved.law.form.needs:
-            raise ConfigError(
-                f"{saved.path}: form {saved.plain['form']} is a law of compute alone; ask with --flops"
-            )
-        flops = float(saved.law.convention.per_token(np.array(n)) * d)
+    if flops is not None and named == {"flops"}:
+        n, d, best = _best(saved, flops)
     else:
-        raise ConfigError("give --flops alone, or --n and --d together")
-    bands = saved.law.bands(_inputs(flops, n, d), saved.level)
-    beyond = flops / saved.most_flops if saved.most_flops else None
+        _complete(saved, named)
+        if n is not None and d is not None:
+            flops = float(saved.law.convention.per_token(np.array(n)) * d)
+    x = {
+        "c": flops,
+        "n": n,
+        "d": d,
+        "experts": experts,
+        "unique": unique or d,
+    }  # by default every token is fresh
+    bands = saved.law.bands({k: np.array([v]) for k, v in x.items() if v is not None}, saved.level)
+    beyond = flops / saved.most_flops if flops and saved.most_flops else None
     return Prediction(flops, n, d, bands, beyond, _plain(saved, flops, n, d, bands, beyond, best))
 
 
-def _inputs(flops: float, n: float | None, d: float | None) -> dict[str, np.ndarray]:
-    given = {"c": flops, "n": n, "d": d, "unique": d}  # every token fresh, where that matters
-    return {key: np.array([value]) for key, value in given.items() if value is not None}
+def _best(saved: Saved, flops: float) -> tuple[float | None, float | None, dict[str, Any]]:
+    """N, D and all else of the best run, where the form has one."""
+    if not (saved.lines or has_optimum(saved.law.form) or saved.law.form.needs == ("c",)):
+        raise ConfigError(
+            f"{saved.path}: form {saved.plain['form']} knows no FLOPs; ask with {_wanted(saved)}"
+        )
+    found = saved.best_at(flops)
+    n, d = (one.value if one else None for one in (found.n, found.d))
+    return n, d, plain_best(found)
+
+
+def _complete(saved: Saved, named: set[str]) -> None:
+    """A run must be given by what its form needs, and by nothing else."""
+    needs = set(saved.law.form.needs)
+    if saved.lines or needs == {"c"}:
+        raise ConfigError(
+            f"{saved.path}: form {saved.plain['form']} is a law of compute alone; ask with --flops"
+        )
+    if named - {"unique"} != needs - {"unique", "c"} or ("unique" in named and "unique" not in needs):
+        alone = "--flops alone, or " if has_optimum(saved.law.form) else ""
+        raise ConfigError(f"give {alone}{_wanted(saved)} together")
+
+
+def _wanted(saved: Saved) -> str:
+    return " and ".join(f"--{name}" for name in saved.law.form.needs if name not in ("c", "unique"))
 
 
 def _plain(
     saved: Saved,
-    flops: float,
+    flops: float | None,
     n: float | None,
     d: float | None,
     bands: Bands,

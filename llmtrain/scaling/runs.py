@@ -43,7 +43,7 @@ def read_runs(
     count = _chosen(n, N_CONVENTIONS, "--n")
     _chosen(c, {name: name for name in _FLOPS}, "--c")
     paths = sorted(folder.rglob(_RECORD))
-    records = [(path.parent.name, _read(path)) for path in paths]
+    records = [(name, _read(path)) for name, path in zip(_names(folder, paths), paths, strict=True)]
     if not records:
         raise DataError(f"{folder}: there is no {_RECORD} of a finished run in it")
     excluded = [
@@ -70,6 +70,13 @@ def read_runs(
         _points(folder, key, group, count, N_SAID[n], c, loss, digest, tuple(excluded))
         for key, group in groups.items()
     ]
+
+
+def _names(folder: Path, paths: list[Path]) -> list[str]:
+    """Of runs: their folders' names, or the way to them where two have one name."""
+    names = [path.parent.name for path in paths]
+    alike = len(set(names)) < len(names)
+    return [path.parent.relative_to(folder).as_posix() for path in paths] if alike else names
 
 
 def _points(

@@ -47,7 +47,7 @@ def plain_fit(found: Fit) -> dict[str, Any]:
         "standard_errors": {name: interval.se for name, interval in named.items()},
         "intervals": {name: [interval.lo, interval.hi] for name, interval in named.items()},
         "resampling": {
-            "how": found.draws.how if len(found.draws.theta) else "delta method",
+            "how": _how(found),
             "resamples": len(found.draws.theta),
             "failed": found.draws.failed,
         },
@@ -68,6 +68,12 @@ def plain_fit(found: Fit) -> dict[str, Any]:
         "baselines": baselines(found),
         "state": _state(found),
     }
+
+
+def _how(found: Fit) -> str:
+    if found.lines:
+        return "regression through the optima, or noise on the curves where it scatters them further"
+    return found.draws.how if len(found.draws.theta) else "delta method"
 
 
 def plain_best(best: Best) -> dict[str, Any]:

@@ -27,11 +27,15 @@ def sensitivity(found: Fit) -> list[dict[str, Any]]:
         for k in _WORST
         if len(found.points) - k > 2 * len(found.law.form.parameters)
     ]
+    if len(found.given) > len(found.points) and not found.method.frontier_bins:
+        kept_all = f"with the {len(found.given) - len(found.points)} dropped points"
+        trials.append((kept_all, replace(settled, delta=found.method.delta)))
     most = float(found.points.x["c"].max()) if found.best else None
     rows = [_row("as fitted", found.law, most)]
     for what, method in trials:
         try:
-            rows.append(_row(what, fit_law(found.points, method), most))
+            points = found.given if what.startswith("with the") else found.points
+            rows.append(_row(what, fit_law(points, method), most))
         except UserError as error:
             rows.append({"what": what, "law": None, "a": None, "loss": None, "reason": str(error)})
     return rows

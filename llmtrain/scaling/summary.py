@@ -35,6 +35,10 @@ def _series(judged: Judged) -> Iterator[str]:
         if best.n and best.d:
             parts += [f"N* {best.n.value:.4g} {_ends(best.n)}", f"D* {best.d.value:.4g} {_ends(best.d)}"]
         yield "  " + ", ".join(parts)
+    for row in judged.sensitivity:
+        if row["what"].startswith("with the") and row["law"]:
+            law = ", ".join(f"{name} {row['law'][name]:.4g}" for name in fit.law.form.exponents)
+            yield f"  {row['what']}: {law}"
     inside = judged.backtest.get("inside")
     if inside and inside["of"]:
         percent = f" ({inside['run_percent']:.0f}%)" if "run_percent" in inside else ""
@@ -63,9 +67,9 @@ def _ends(interval: Interval) -> str:
 def predicted(found: Prediction) -> str:
     plain = found.plain
     law, run = plain["law"], plain["run"]
-    sizes = f"N {found.n:.4g}, D {found.d:.4g}, " if found.n and found.d else ""
+    given = {"N": found.n, "D": found.d, "C": found.flops}
     lines = [
-        f"{sizes}C {plain['flops']:.4g}: loss {plain['loss']:.4f}",
+        f"{', '.join(f'{k} {v:.4g}' for k, v in given.items() if v)}: loss {plain['loss']:.4f}",
         f"  of the law {plain['level']:.0%} [{law['lo']:.4f}, {law['hi']:.4f}]",
         f"  of a run {plain['level']:.0%} [{run['lo']:.4f}, {run['hi']:.4f}]",
     ]
