@@ -63,7 +63,7 @@ def words(home: Path, name: str, **own: object) -> list[str]:
     changes: dict[str, object] = {
         "name": name, "runs": home, "depth": 1, "budgets": "[2e7,6e7,2e8]", "factors": "[0.5,1,2]", "seeds": "[0]",
         "optimum.n": 8e3, "optimum.flops": 2e7, "optimum.exponent": 0.2, "tuning.rates": 1, "limits.least_steps": 1,
-        "fit.bootstrap": 50, "held_out.flops": 4e8, "held_out.seeds": "[0]",
+        "report": "false", "fit.bootstrap": 50, "held_out.flops": 4e8, "held_out.seeds": "[0]",
     }  # fmt: skip
     return [
         "sweep=isoflop", "sweep.series={tiny: [objective=clm]}",
@@ -86,7 +86,7 @@ def run(home: Path, name: str, **own: Any) -> Forked:
 
 @pytest.fixture(scope="module")
 def done(home: Path) -> Path:
-    run(home, "a")
+    run(home, "a", report="true")
     return home / "a"
 
 
@@ -110,6 +110,8 @@ def test_a_sweep_ends_with_a_sealed_prediction_that_its_held_out_run_verifies(do
     assert held_out["observed"] == observed.score.value and held_out["predicted"] == pytest.approx(
         sealed["loss"]
     )
+    page = (done / "fit" / "tiny" / "report.html").read_text()
+    assert held_out["run"] in page and "data:image/" in page
     sealed_at = (done / "fit" / "tiny" / "prediction.json").stat().st_mtime_ns
     assert sealed_at < min(p.stat().st_mtime_ns for p in done.glob("held_out/*/config.yaml"))
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmtrain.errors import ConfigError
-from llmtrain.scaling import predict, read, read_fit, study, verify
+from llmtrain.scaling import Study, predict, read, read_fit, study, verify
 from llmtrain.scaling.predict import NAME as PREDICTION
 from llmtrain.scaling.read import the_series
 from llmtrain.scaling.saved import write_json
@@ -21,8 +21,13 @@ from llmtrain.sweep.tuning import Rule
 FIT = "fit"  # of the sweep's folder; each series has a folder in it
 
 
-def fitted(sweep: Sweep, *, force: bool) -> dict[str, Path]:
-    """The folder of each series' ``fit.json``, made from the records of the cells as the sweep's config says.
+class Fitted(NamedTuple):
+    folders: dict[str, Path]  # of each series' fit.json
+    studies: dict[Path, Study]  # by folder; of several series also all together
+
+
+def fitted(sweep: Sweep, *, force: bool) -> Fitted:
+    """The fit of each series, made from the records of the cells as the sweep's config says, and written.
 
     Raises ConfigError where a best learning rate lies on the edge of those tried, unless ``force`` says that this is
     known: such a law is of the rates as much as of the sizes.
@@ -33,13 +38,24 @@ def fitted(sweep: Sweep, *, force: bool) -> dict[str, Path]:
             "better one may lie beyond: widen further (sweep.tuning.widen), or fit all the same with --force"
         )
     found = read(sweep.folder / Role.CELL.folder)
-    folders = {}
-    for name in sweep.series:
-        folders[name] = sweep.folder / FIT / name
-        study([the_series(found, name)], sweep.fit).write(folders[name])
+    folders = {name: sweep.folder / FIT / name for name in sweep.series}
+    studies = {folders[name]: study([the_series(found, name)], sweep.fit) for name in sweep.series}
     if len(found) > 1:
-        study(found, sweep.fit).write(sweep.folder / FIT)
-    return folders
+        studies[sweep.folder / FIT] = study(found, sweep.fit)
+    for folder, one in studies.items():
+        one.write(folder)
+    return Fitted(folders, studies)
+
+
+def reported(sweep: Sweep, studies: Mapping[Path, Study]) -> None:
+    """Figures and ``report.html`` beside each fit, with the prediction and its check where they are there."""
+    if not sweep.report:
+        return
+    from llmtrain.scaling.report import NAME, write_report  # imports matplotlib
+
+    for folder, one in studies.items():
+        write_report(one, folder)
+        print(folder / NAME)
 
 
 def predicted(

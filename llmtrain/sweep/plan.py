@@ -20,6 +20,7 @@ from llmtrain.sweep.timing import makespan, timed
 from llmtrain.sweep.tuning import corners
 
 FILE = "plan.json"
+_HOW = ("launch", "report")  # keys that decide how a sweep is answered, not what is asked
 N_FIT = "parameters without the input embedding's table, the head once, active experts alone"
 
 
@@ -97,7 +98,7 @@ def kept_plan(sweep: Sweep) -> Plan | None:
         return None
     kept = json.loads(path.read_text(encoding="utf-8"))
     del kept["sha256"]
-    ours = to_plain(sweep) | {"launch": kept["sweep"]["launch"]}  # which decides how, not what
+    ours = to_plain(sweep) | {key: kept["sweep"][key] for key in _HOW}
     if changed := differences(ours, kept["sweep"]):
         shown = "; ".join(f"{key}: {json.dumps(b)} there, {json.dumps(a)} now" for key, a, b in changed[:6])
         raise ConfigError(f"{sweep.folder} holds another sweep: {shown}. Give another name (sweep.name=...)")

@@ -7,7 +7,7 @@ from llmtrain.callbacks.display import preparing
 from llmtrain.data.prepare import Progress
 from llmtrain.errors import ConfigError
 from llmtrain.lock import RunLock
-from llmtrain.sweep.answer import check_branches, fitted, predicted, verified
+from llmtrain.sweep.answer import check_branches, fitted, predicted, reported, verified
 from llmtrain.sweep.cells import FITTED, Cell, Role
 from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
@@ -69,12 +69,13 @@ def answer(sweep: Sweep, plan: Plan, *, force: bool, pool: Pool | None = None) -
         conductor.run([cell for cell in cells if cell.role is Role.TRUNK])
         conductor.run([cell for cell in cells if cell.role is not Role.TRUNK])
         check_branches(cells, conductor)
-        fits = fitted(sweep, force=force)
+        fits, studies = fitted(sweep, force=force)
         if sweep.held_out is not None:
             with preparing(show=False) as progress:
                 series = series_of(sweep, progress)
             conductor.run(predicted(sweep, sweep.held_out, series, rules, fits))
             verified(sweep, sweep.held_out, fits)
+        reported(sweep, studies)
 
 
 def status(sweep: Sweep) -> str:

@@ -88,6 +88,7 @@ class Sweep(ABC):
     held_out: HeldOut | None = None
     fit: Method  # fixed before any cell runs
     prior: Prior
+    report: bool = True  # figures and a page beside each fit
     launch: Local
     name: str
     runs: Path = Path("runs")  # the sweep is a folder in it, its cells are folders in that
