@@ -117,7 +117,7 @@ def _fit(setup: Setup, origin: Origin | None, rank: int, started: float, micro_r
         evaluation = Evaluation(run.eval, scores, metrics)
         values = identity_of(setup) | {"horizon": setup.horizon, "parent": parent}
         checkpoints = Checkpoints(run.checkpoint, run.folder, values=values, holds=run_folder.CONFIG)
-        stack.callback(checkpoints.finish)
+        stack.push(checkpoints)
         examples = setup.examples()
         check_shared_memory(examples[0], micro_rows, run.data.loader_workers)
         rows = RankRows(

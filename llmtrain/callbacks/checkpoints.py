@@ -1,7 +1,9 @@
 """When a run's state is written and how it is put back; what is on disk is ``checkpoint``'s."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import lightning
@@ -31,6 +33,8 @@ from llmtrain.lit import Pretrain
 from llmtrain.nn.roles import roles
 from llmtrain.place import is_first, local, place_of
 from llmtrain.ranks import share, sum_shares
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints(AfterStep):
@@ -111,6 +115,17 @@ class Checkpoints(AfterStep):
         """Return when all that was saved is on the disk; raises what made saving fail."""
         if self.saver is not None:
             self.saver.wait()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """``finish``; a failure beside the error that ends the block is logged, so that it does not take its place."""
+        try:
+            self.finish()
+        except Exception as failure:
+            if error is None:
+                raise
+            log.error("%s", failure)
 
 
 def state_of(module: Pretrain) -> State:

@@ -167,6 +167,16 @@ def test_a_full_disk_stops_a_run_with_what_is_missing_and_leaves_the_older_check
     assert_whole(home, name)
 
 
+@pytest.mark.fault("F4", "F17")
+def test_a_save_that_fails_while_the_run_fails_is_told_beside_the_first_reason(home: Path) -> None:
+    """A slow save that meets a full disk, and meanwhile a step that is no number: the latter ended the run."""
+    code, _, err = command(
+        home, "both", "slow@write=1,seconds=2;enospc@write=3;nan@step=4", checkpoint__every=4
+    )
+    assert code == 4 and "step 5" in the_error(err)
+    assert "the checkpoint was not saved" in err
+
+
 @pytest.mark.fault("F4")
 def test_a_run_may_go_on_without_a_checkpoint_but_not_end_without_its_last(home: Path) -> None:
     code, _, err = command(home, "continue", "enospc@save=2", checkpoint__on_disk_full="continue")
