@@ -53,7 +53,9 @@ def profile_of_offset(
     allowed = found.objective + _rise(problem, found, weight, level)
     values = np.unique(np.append(np.linspace(0.0, float(loss.min()), _POINTS)[1:-1], best))
     objective = lowest(values)
-    wanted = np.flatnonzero(objective <= found.objective + _FAR * (allowed - found.objective))
+    wanted = np.flatnonzero(
+        (objective <= found.objective + _FAR * (allowed - found.objective)) | (values == best)
+    )
     first, last = max(0, wanted[0] - 1), min(len(values) - 1, wanted[-1] + 1)
     finer = np.linspace(values[first], values[last], _POINTS)
     values, order = np.unique(np.concatenate([values, finer]), return_index=True)
