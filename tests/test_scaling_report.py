@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmtrain.scaling import Method, study
+from llmtrain.scaling import Method, study, verify
 from llmtrain.scaling.checklist import NOT_STATED, checklist
-from llmtrain.scaling.report import write_report
+from llmtrain.scaling.report import render, write_report
+from llmtrain.scaling.saved import write_json
 from planted import LAWS, grid, planted, points
 from processes import forked
 from published import FOLDER, needs_published
@@ -163,14 +164,17 @@ def test_the_page_is_self_contained(command: tuple[Path, str]) -> None:
         assert words in page.text
 
 
-def test_the_page_has_the_verification_of_its_own_fit_alone(command: tuple[Path, str]) -> None:
-    out, _ = command
-    table = out.parent / "runs.csv"
-    words = (str(table), *COLUMNS, "--where", "flops<5e19", "--at", "1e20", "--out", str(out))
-    said("fit", *words, "--bootstrap", "100")
-    assert "Verified on runs" in (out / "report.html").read_text()
-    said("fit", *words, "--bootstrap", "50")
-    assert "Verified on runs" not in (out / "report.html").read_text()
+def test_the_page_has_the_verification_of_its_own_fit_alone(tmp_path: Path) -> None:
+    every = points("chinchilla", noise=0.003)
+    small = every.x["c"] < 2e20
+    done, other = (
+        study([every.keep(small, "larger")], Method(bootstrap=0, delta=delta)) for delta in ("auto", 1e-3)
+    )
+    done.write(tmp_path)
+    write_json(tmp_path / "verify.json", verify(tmp_path, every).plain)
+    assert "Verified on runs" in render(done, [], tmp_path)
+    other.write(tmp_path)
+    assert "Verified on runs" not in render(other, [], tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from llmtrain.scaling.method import TWO_STAGE, Method
 from llmtrain.scaling.optima import Optima, envelope_optima, isoflop_optima
 from llmtrain.scaling.points import Points, without_highest_loss
 from llmtrain.scaling.regression import Line, line
-from llmtrain.scaling.replicates import Replicates, replicates, sigma_within
+from llmtrain.scaling.replicates import Replicates, replicates
 from llmtrain.scaling.resample import NO_DRAWS, Draws, draw, how_to_resample
 
 _ANY_FLOPS = 1e18
@@ -146,16 +146,19 @@ def flops_of_interest(points: Points, method: Method) -> tuple[float, ...]:
 def _two_stage(given: Points, points: Points, method: Method) -> Fit:
     """The optima first, then power laws through them."""
     points.require(("n", "d", "c"), f"form {method.form}")
-    known = sigma_within(np.log(points.loss), points.cells(), points.unit)
-    isoflop = method.form == "isoflop"
-    optima = isoflop_optima(points, method, known) if isoflop else envelope_optima(points, method)
+    log = method.residual == "log"
+    known = replicates(points, log=log)
+    if method.form == "isoflop":
+        optima = isoflop_optima(points, method, replicates(points, log=True))
+    else:
+        optima = envelope_optima(points, method)
     c = optima.column("flops")
     lines = (line(c, optima.column("n"), optima.drawn_n), line(c, optima.column("d"), optima.drawn_d))
     fix = method.fix if "E" in method.fix or len(c) >= _BUDGETS_FOR_OFFSET else method.fix | {"E": 0.0}
     by_compute = replace(
         method, form="power", fix=fix, frontier_bins=None, bootstrap=0, drop_worst_residual=0
     )
-    problem = Problem.of(FORMS["power"], {"c": c}, fix, log=method.residual == "log")
+    problem = Problem.of(FORMS["power"], {"c": c}, fix, log=log)
     loss, ones = optima.column("loss"), np.ones(len(c))
     found = estimate(problem, loss, ones, method.delta)
     law = law_of(problem, found, ones, np.arange(len(c)), known, points.convention)

@@ -55,9 +55,7 @@ class Law:
     theta: Float[np.ndarray, " p"]
     centre: dict[str, float]
     covariance: Float[np.ndarray, "p p"]  # residuals alike at all points
-    robust: Float[
-        np.ndarray, "p p"
-    ]  # each point's residual its own variance, or each unit's points correlated
+    robust: Float[np.ndarray, "p p"]  # a variance of each point's own; points of a unit correlated
     fixed: dict[str, float]  # entries of theta
     log: bool
     sigma: Sigma
@@ -105,29 +103,28 @@ def law_of(
     known: Replicates,
     convention: Convention,
 ) -> Law:
+    weight = weight / weight.mean()  # else sd would be in units of the weights
     n, n_units = len(weight), len(np.unique(unit))
     spare = n - problem.n_free
-    sigma = Sigma(float(np.sqrt((weight * found.residuals**2).sum() / spare)), known.sigma, known.dof)
     jacobian = problem.jacobian(found.theta)
     bread = _inverse(jacobian.T @ (jacobian * weight[:, None]))
     slope = max(float(np.average(inside(found.residuals, found.delta), weights=weight)), problem.n_free / n)
-    force = psi(found.residuals, found.delta) / slope
+    force = psi(found.residuals, found.delta) / slope  # residuals, as Huber's loss sees them
     variance = float((weight * force**2).sum() / spare)
     if known.enough and known.sigma is not None:
         variance = max(variance, known.sigma**2)
-    curving = weight * inside(found.residuals, found.delta)
-    if (
-        curving > 0
-    ).sum() >= _ENOUGH * problem.n_free:  # where noise differs, so does how often it is inside delta
-        outer = _inverse(jacobian.T @ (jacobian * curving[:, None])) * slope
-    else:
-        outer = bread
-    leverage = np.einsum("np,pq,nq->n", jacobian, bread, jacobian) * weight
+    leverage = weight * np.einsum("np,pq,nq->n", jacobian, bread, jacobian)
     scores = jacobian * (weight * force / np.sqrt(np.maximum(1 - leverage, _LEAST)))[:, None]
     if n_units < n:  # a unit's scores add up before they are squared
         together = np.zeros((n_units, jacobian.shape[1]))
         np.add.at(together, np.unique(unit, return_inverse=True)[1], scores)
         scores = together * np.sqrt(n_units / (n_units - 1))
+    curving = weight * inside(found.residuals, found.delta)
+    outer = bread
+    if (
+        np.count_nonzero(curving) >= _ENOUGH * problem.n_free
+    ):  # as noise differs, so does what is inside delta
+        outer = _inverse(jacobian.T @ (jacobian * curving[:, None])) * slope
     return Law(
         form=problem.form,
         theta=found.theta,
@@ -136,7 +133,7 @@ def law_of(
         robust=outer @ (scores.T @ scores) @ outer,
         fixed=problem.fixed,
         log=problem.log,
-        sigma=sigma,
+        sigma=Sigma(float(np.sqrt((weight * found.residuals**2).sum() / spare)), known.sigma, known.dof),
         dof=max(1, min(spare, n_units - 1)),
         convention=convention,
     )

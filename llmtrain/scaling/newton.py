@@ -18,9 +18,7 @@ _CHUNK = 128  # problems worked on together: their arrays stay in the processor'
 _REWEIGHTED_STEPS = 2  # before the exact Hessian
 _GIVE_UP = 1e10  # damping at which no step descends: the last digit is reached
 _DECREASE = 1e-14  # of the objective, predicted of the next step: what counts as converged
-_ROUNDING = (
-    2e-15  # of a residual, whose logarithms are near 1: a rise of the objective by what this makes is none
-)
+_ROUNDING = 2e-15  # of a residual (logarithms are near 1): a rise of the objective by what it makes is none
 _EXACT = 1e-28  # mean square of residuals, relative where they are logs, which is rounding alone
 
 
@@ -68,9 +66,7 @@ def solve(
 ) -> Solved:
     """Minimise from each start; ``deltas`` are gone through in turn, each begun where the one before ended.
 
-    A delta is one for all problems, or one for each.
-
-    Raises nothing: what did not converge says so.
+    A delta is one for all problems, or one for each. Raises nothing: what did not converge says so.
     """
     loss, weight = (np.broadcast_to(a, (len(start), a.shape[-1])) for a in data)
     columns = [np.broadcast_to(np.asarray(delta, dtype=float), len(start))[:, None] for delta in deltas]
@@ -99,9 +95,8 @@ class _Problem(NamedTuple):
         return self._replace(data=data, delta=self.delta[rows])
 
     def at(self, theta: np.ndarray) -> _Point:
-        with np.errstate(
-            over="ignore", invalid="ignore", divide="ignore"
-        ):  # a wild step is refused for its objective
+        # a wild step is refused for its objective
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             terms = [np.exp(phi) for phi in self.model.terms(theta)]
             f = sum(terms[1:], terms[0])
             if self.log:
@@ -147,9 +142,8 @@ def _descend(problem: _Problem, start: np.ndarray, max_steps: int = 300) -> Solv
         slope = (g * step).sum(-1)
         gain = -slope - 0.5 * (step[:, None] @ damped @ step[..., None])[:, 0, 0]
         there = problem.at(theta[rows] + step)
-        down = (slope <= 0) & (
-            there.objective <= here.objective + _ROUNDING * np.sqrt(mass[rows] * here.objective)
-        )
+        slack = _ROUNDING * np.sqrt(mass[rows] * here.objective)
+        down = (slope <= 0) & (there.objective <= here.objective + slack)
         small = (slope <= 0) & (np.abs(gain) <= _DECREASE * here.objective) & (damping < 1e-2)
         small |= here.objective <= mass[rows] * _EXACT
         theta[rows[down]] += step[down]

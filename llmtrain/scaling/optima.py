@@ -1,6 +1,8 @@
 """Optima of budgets: "approach 2" (the minimum of each IsoFLOP curve) and "approach 1" (the lowest runs)."""
 
+import contextlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -43,46 +45,75 @@ class Optima:
 
 
 def isoflop_optima(points: Points, method: Method, known: Replicates) -> Optima:
-    """Raises DataError where fewer than two budgets have a minimum."""
+    """The minimum of each budget's curve; ``known`` is of relative losses.
+
+    Raises DataError where fewer than two budgets have one.
+    """
     points.require(("n", "d", "c"), "form isoflop")
     number = budgets(points.x["c"])
-    found: dict[str, list[Optimum]] = {}
-    excluded: list[Excluded] = []
-    draws: list[tuple[np.ndarray, np.ndarray]] = []
-    sizes = [len(np.unique(points.x["n"][number == b])) for b in range(number.max() + 1)]
-    first, *others = estimators(method.minimum, float(np.median(sizes)))
+    curves = [
+        _Curve(points.x["c"][here], points.x["n"][here], points.x["d"][here], points.loss[here])
+        for here in (number == b for b in range(number.max() + 1))
+    ]
+    first, *others = estimators(method.minimum, float(np.median([curve.sizes for curve in curves])))
     rng = np.random.default_rng(method.seed)
-    for b in range(number.max() + 1):
-        here = number == b
-        c, n, d, loss = points.x["c"][here], points.x["n"][here], points.x["d"][here], points.loss[here]
-        flops = float(np.exp(np.log(c).mean()))
+    kept: list[Optimum] = []
+    excluded: list[Excluded] = []
+    beside: dict[str, list[Optimum]] = {}
+    draws: list[tuple[np.ndarray, np.ndarray]] = []
+    for curve in curves:
         try:
-            found.setdefault("", []).append(_optimum(flops, n, d, loss, first))
+            kept.append(curve.optimum(first))
         except NoMinimumError as reason:
-            excluded.append(Excluded(f"budget {flops:.4g} FLOPs", f"{reason} (by {first}, {sizes[b]} sizes)"))
+            why = f"{reason} (by {first}, {curve.sizes} sizes)"
+            excluded.append(Excluded(f"budget {curve.flops:.4g} FLOPs", why))
             continue
         for how in others:
-            try:
-                found.setdefault(how, []).append(_optimum(flops, n, d, loss, how))
-            except NoMinimumError:
-                continue
+            with contextlib.suppress(NoMinimumError):
+                beside.setdefault(how, []).append(curve.optimum(how))
         if method.bootstrap:
-            sigma = max(scatter(np.log(n), loss), known.sigma or 0.0)
-            noise = np.exp(sigma * rng.standard_normal((min(method.bootstrap, _DRAWS), len(loss))))
-            draws.append(tuple(drawn_minima(np.log(x), loss * noise, first)[0] for x in (n, d)))  # type: ignore[arg-type]
-    kept = found.pop("", [])
+            draws.append(curve.drawn(first, rng, min(method.bootstrap, _DRAWS), known.sigma or 0.0))
     if len(kept) < _FEWEST:
-        why = "; ".join(f"{e.run}: {e.reason}" for e in excluded)
+        reasons = "; ".join(f"{e.run}: {e.reason}" for e in excluded)
         raise DataError(
-            f"{points.about.source}: {len(kept)} of {number.max() + 1} budgets have a minimum, and a power law "
-            f"needs {_FEWEST} ({why})"
+            f"{points.about.source}: {len(kept)} of {len(curves)} budgets have a minimum, and a power law "
+            f"needs {_FEWEST} ({reasons})"
         )
-    return Optima(
-        tuple(kept),
-        {how: tuple(optima) for how, optima in found.items()},
-        tuple(excluded),
-        *(_complete([np.exp(d[i]) for d in draws]) for i in (0, 1)),
-    )
+    named = {how: tuple(optima) for how, optima in beside.items()}
+    drawn_n, drawn_d = (_complete([d[i] for d in draws]) for i in (0, 1))
+    return Optima(tuple(kept), named, tuple(excluded), drawn_n, drawn_d)
+
+
+class _Curve(NamedTuple):
+    """The runs of one budget."""
+
+    c: np.ndarray
+    n: np.ndarray
+    d: np.ndarray
+    loss: np.ndarray
+
+    @property
+    def flops(self) -> float:
+        return float(np.exp(np.log(self.c).mean()))
+
+    @property
+    def sizes(self) -> int:
+        return len(np.unique(self.n))
+
+    def optimum(self, how: str) -> Optimum:
+        by_n, by_d = (minimum(np.log(x), self.loss, how) for x in (self.n, self.d))
+        flat = (float(np.exp(by_n.flat[0])), float(np.exp(by_n.flat[1])))
+        n, d = float(np.exp(by_n.at)), float(np.exp(by_d.at))
+        return Optimum(self.flops, n, d, by_n.loss, flat, how, len(self.n))
+
+    def drawn(
+        self, how: str, rng: np.random.Generator, count: int, sigma: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """N and D of the minima of noisy copies; the noise is the replicates', or what the curve shows if more."""
+        sigma = max(sigma, scatter(np.log(self.n), self.loss))
+        losses = self.loss * np.exp(sigma * rng.standard_normal((count, len(self.loss))))
+        n, d = (np.exp(drawn_minima(np.log(x), losses, how)[0]) for x in (self.n, self.d))
+        return n, d
 
 
 def estimators(asked: str, sizes: float) -> tuple[str, ...]:
@@ -93,12 +124,6 @@ def estimators(asked: str, sizes: float) -> tuple[str, ...]:
     if asked != "auto":
         return (asked,)
     return ("quadratic",) if sizes < MANY_SIZES else ("akima", "robust", "local", "quadratic")
-
-
-def _optimum(flops: float, n: np.ndarray, d: np.ndarray, loss: np.ndarray, how: str) -> Optimum:
-    by_n, by_d = minimum(np.log(n), loss, how), minimum(np.log(d), loss, how)
-    flat = (float(np.exp(by_n.flat[0])), float(np.exp(by_n.flat[1])))
-    return Optimum(flops, float(np.exp(by_n.at)), float(np.exp(by_d.at)), by_n.loss, flat, how, len(n))
 
 
 def _complete(draws: list[np.ndarray]) -> np.ndarray | None:

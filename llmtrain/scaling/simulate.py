@@ -55,39 +55,46 @@ def simulate(
     weights = np.broadcast_to(points.weight, losses.shape)
     truth = form.predict(law, target)
     runs = truth * np.exp(sigma * rng.standard_normal((count, len(truth))))
-    start = np.repeat(problem.form.theta(law, problem.model.centre)[None], count, 0)
-    data = Data(losses, weights)
+    found = _fitted(problem, law, Data(losses, weights), points, method)
+    laws = tuple(one for one in found if one is not None)
+    kept = np.array([one is not None for one in found])
+    bands = [one.bands(target, method.level) for one in laws]
+
+    def column(name: str) -> Float[np.ndarray, "S t"]:
+        return np.array([getattr(band, name) for band in bands]).reshape(len(laws), len(truth))
+
+    loss, run_lo, run_hi = column("loss"), column("run_lo"), column("run_hi")
+    return Simulated(
+        laws=laws,
+        truth=truth,
+        predicted=loss,
+        half_width=0.5 * (run_hi - run_lo) / loss,
+        in_law=(column("law_lo") <= truth) & (truth <= column("law_hi")),
+        in_run=(run_lo <= runs[kept]) & (runs[kept] <= run_hi),
+        failed=int((~kept).sum()),
+    )
+
+
+def _fitted(
+    problem: Problem, law: Mapping[str, float], data: Data, points: Points, method: Method
+) -> list[Law | None]:
+    """The law of each data set, begun at the one that it was drawn from; None where the fit did not converge."""
+    start = np.repeat(problem.form.theta(law, problem.model.centre)[None], len(data.loss), 0)
     first = problem.solve(data, start, [np.inf])
-    known = [sigma_within(np.log(y) if problem.log else y, cells, points.unit) for y in losses]
+    cells = points.cells()
+    known = [sigma_within(np.log(y) if problem.log else y, cells, points.unit) for y in data.loss]
     deltas = np.array(
         [
             huber_delta(problem, problem.residuals(theta, y), y, method.delta, k)
-            for theta, y, k in zip(first.theta, losses, known, strict=True)
+            for theta, y, k in zip(first.theta, data.loss, known, strict=True)
         ]
     )
     solved = problem.solve(data, first.theta, [deltas])
-    laws = []
-    predicted, half, in_law, in_run = [], [], [], []
-    for i in np.flatnonzero(solved.converged):
-        found = Estimate(
-            solved.theta[i],
-            float(solved.objective[i]),
-            float(deltas[i]),
-            [float(deltas[i])],
-            problem.residuals(solved.theta[i], losses[i]),
-        )
-        laws.append(law_of(problem, found, points.weight, points.unit, known[i], points.convention))
-        bands = laws[-1].bands(target, method.level)
-        predicted.append(bands.loss)
-        half.append(0.5 * (bands.run_hi - bands.run_lo) / bands.loss)
-        in_law.append((bands.law_lo <= truth) & (truth <= bands.law_hi))
-        in_run.append((bands.run_lo <= runs[i]) & (runs[i] <= bands.run_hi))
-    return Simulated(
-        tuple(laws),
-        truth,
-        np.array(predicted),
-        np.array(half),
-        np.array(in_law),
-        np.array(in_run),
-        int((~solved.converged).sum()),
-    )
+
+    def one(i: int) -> Law:
+        theta, delta = solved.theta[i], float(deltas[i])
+        residuals = problem.residuals(theta, data.loss[i])
+        found = Estimate(theta, float(solved.objective[i]), delta, [delta], residuals)
+        return law_of(problem, found, points.weight, points.unit, known[i], points.convention)
+
+    return [one(i) if converged else None for i, converged in enumerate(solved.converged)]

@@ -31,7 +31,7 @@ def _series(judged: Judged) -> Iterator[str]:
     for name, interval in fit.parameters.items():
         yield f"  {name:>8} {interval.value:<12.6g} {_ends(interval)}"
     for best in fit.best:
-        parts = [f"C = {best.flops:.4g}: L* {best.loss.value:.4f} {_ends(best.loss)}"]
+        parts = [f"C = {best.flops:.4g}: L* {best.loss.value:.5g} {_ends(best.loss)}"]
         if best.n and best.d:
             parts += [f"N* {best.n.value:.4g} {_ends(best.n)}", f"D* {best.d.value:.4g} {_ends(best.d)}"]
         yield "  " + ", ".join(parts)

@@ -19,7 +19,6 @@ from llmtrain.typos import did_you_mean, nearest
 Inputs = Mapping[str, np.ndarray]  # of each run: n, d, c, ... by name, [n] each
 Centre = Mapping[str, float]  # of each feature
 
-
 _ENDLESS = 1e3
 
 
@@ -47,9 +46,7 @@ class Form:
     needs: ClassVar[tuple[str, ...]]  # inputs
     terms: ClassVar[tuple[Term, ...]]
     shapes: ClassVar[tuple[str, ...]] = ()
-    grid: ClassVar[
-        dict[str, tuple[float, ...]]
-    ]  # where starts are looked for: exponents, and shapes as themselves
+    grid: ClassVar[dict[str, tuple[float, ...]]]  # of exponents and shapes: where starts are looked for
 
     @functools.cached_property
     def coefficients(self) -> tuple[str, ...]:
