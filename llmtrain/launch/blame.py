@@ -5,7 +5,7 @@ import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmtrain.errors import EXIT_CODES
+from llmtrain.errors import EXIT_CODES, ConfigError, DataError, NumbersError, Retry
 
 # from here on a rank speaks of its end; torch puts the rank before a traceback
 LAST_WORDS = re.compile(
@@ -18,9 +18,9 @@ OF_A_PEER = re.compile(
 )
 SHOWN = 40  # lines
 
-NOT_AGAIN = frozenset({2, 3, 4})  # config, data and numbers are the same at the next start
+# these are the same at the next start
+NOT_AGAIN = frozenset(kind.exit_code for kind in (ConfigError, DataError, NumbersError))
 STOPPED = frozenset(EXIT_CODES.values())
-RETRY = 75  # EX_TEMPFAIL of sysexits.h: what a scheduler may start again
 
 
 class Failure(NamedTuple):
@@ -39,7 +39,7 @@ class Failure(NamedTuple):
     @property
     def exit_code(self) -> int:
         """As documented, for the whole run."""
-        return RETRY if self.code is None or self.code < 0 else self.code
+        return Retry.exit_code if self.code is None or self.code < 0 else self.code
 
     @property
     def may_be_retried(self) -> bool:

@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-import logging
 import math
 import shutil
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from llmtrain.callbacks.display import duration
 from llmtrain.config import to_plain
-from llmtrain.errors import ConfigError, Retry, UserError
+from llmtrain.errors import EXIT_CODES, ConfigError, Retry, UserError
 from llmtrain.run_folder import write_text
 from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.plan import Plan
@@ -19,11 +19,9 @@ from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.status import FAILED, State, log_of, status_of
 from llmtrain.sweep.tuning import Best, Rule, best_of, next_rates, rule_of
 
-log = logging.getLogger(__name__)
-
 TUNING = "tuning.json"
 _DONE = frozenset({State.FINISHED, State.DIVERGED})
-_STOPPED = (130, 143, -2, -15)
+_STOPPED = frozenset({*EXIT_CODES.values(), -signal.SIGINT, -signal.SIGTERM})  # by a signal
 
 
 class CellsFailed(UserError):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from llmtrain.config import config
 from llmtrain.scaling.flops import Convention, measured
 from llmtrain.scaling.method import Method
-from llmtrain.scaling.points import About, Points
+from llmtrain.scaling.points import Points, planned
 from llmtrain.scaling.simulate import simulate
 from llmtrain.sweep.cells import Cell
 
@@ -77,16 +77,7 @@ def forecast(cells: Sequence[Cell], *, at: float, method: Method, prior: Prior) 
 
 def _points(cells: Sequence[Cell]) -> Points:
     n, d, c = (np.array(x, dtype=float) for x in zip(*((x.n, x.tokens, x.flops) for x in cells), strict=True))
-    return Points(
-        x={"n": n, "d": d, "c": c},
-        loss=np.ones(len(n)),
-        weight=np.ones(len(n)),
-        run=np.array([cell.id for cell in cells]),
-        unit=np.arange(len(n)),
-        unit_name="run",
-        convention=measured(n, d, c, "flops_model"),
-        about=About("a simulation", ""),
-    )
+    return planned({"n": n, "d": d, "c": c}, measured(n, d, c, "flops_model"))
 
 
 def _warnings(c: Float[np.ndarray, " n"], at: float) -> list[str]:

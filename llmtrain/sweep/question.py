@@ -1,6 +1,5 @@
 """From a question to its answer: plan, learning rates, cells, fit, prediction, and the check of the prediction."""
 
-import logging
 from collections.abc import Sequence
 
 from llmtrain.callbacks.display import preparing
@@ -16,8 +15,6 @@ from llmtrain.sweep.plan import Plan, describe, kept_plan, make_plan
 from llmtrain.sweep.pool import LocalPool, Pool
 from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.status import status_of, table
-
-log = logging.getLogger(__name__)
 
 
 def series_of(sweep: Sweep, progress: Progress | None) -> dict[str, Series]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from llmtrain.compose import run_from
 from llmtrain.data.examples import RankRows, loader
 from llmtrain.setup import set_up
 from llmtrain.sweep.cells import Cell
@@ -20,8 +21,6 @@ STEPS, WARMUP = 6, 2
 
 def seconds_a_step(series: Series, cell: Cell, threads: int) -> float:
     """Of a cell's training step on one process with ``threads``: forward, backward, optimiser; the median of a few."""
-    from llmtrain.compose import run_from
-
     run = run_from([*cell.words, f"trainer.threads={threads}"])
     run.trainer.configure()
     setup = set_up(run, series.prepared)
