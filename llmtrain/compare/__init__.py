@@ -1,0 +1,1 @@
+"""Comparisons of objectives and architectures at matched compute, on yardsticks that all of them share."""
