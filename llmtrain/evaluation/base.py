@@ -29,7 +29,7 @@ class Items(NamedTuple):
     id: tuple[str, ...]
     group: tuple[str, ...]  # what is resampled as one: the document, or the paradigm of a minimal pair
     value: Float[np.ndarray, " n"]
-    weight: Float[np.ndarray, " n"] | None = None  # a ratio: sum(weight x value) / sum(weight); none: the mean
+    weight: Float[np.ndarray, " n"] | None = None  # of a ratio of sums; none: the plain mean
 
 
 class Measured(NamedTuple):
@@ -42,11 +42,11 @@ class Measured(NamedTuple):
     value: float
     better: Literal["higher", "lower"]
     n: int  # items
-    items: Items | None = None  # none where a value is of the whole set (a rank correlation, an effective rank)
+    items: Items | None = None  # none where a value is of the whole set, as a rank correlation
     item_se: float | None = None  # of the value over resampled groups
     chance: float | None = None  # the value of a model that knows nothing
     ceiling: float | None = None  # the best there is
-    summary: bool = True  # whether it belongs into a summary; not where it is close to one series' own objective
+    summary: bool = True  # not where it is close to one series' own objective
     common: bool = True  # whether it means the same for every series
     choices: dict[str, str | int | float] = {}  # what was chosen on dev: layer, pooling, regularisation  # noqa: RUF012
     note: str = ""  # what a reader must know: "a bound, out of distribution", ...
