@@ -5,7 +5,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from llmtrain.data.tokenizers.base import Tokenizer
+from llmtrain.nn.model import Model
+from llmtrain.objectives.base import Objective
+
 Kind = Literal["features", "fine_tuning", "generation", "pseudo_likelihood", "geometry"]
+
+
+class Subject(NamedTuple):
+    """Who is measured: a model, trained or not, with its objective and what makes tokens of text for it."""
+
+    model: Model
+    objective: Objective
+    tokenizer: Tokenizer
+    seq_len: int  # no stream that it reads is longer
 
 
 class Document(NamedTuple):
@@ -44,6 +57,7 @@ class Measured(NamedTuple):
     n: int  # items
     items: Items | None = None  # none where a value is of the whole set, as a rank correlation
     item_se: float | None = None  # of the value over resampled groups
+    interval: tuple[float, float] | None = None  # at 95%, where it is not made of item_se, as of a proportion
     chance: float | None = None  # the value of a model that knows nothing
     ceiling: float | None = None  # the best there is
     summary: bool = True  # not where it is close to one series' own objective
