@@ -5,20 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from llmtrain.data.tokenizers.base import Tokenizer
-from llmtrain.nn.model import Model
-from llmtrain.objectives.base import Objective
-
 Kind = Literal["features", "fine_tuning", "generation", "pseudo_likelihood", "geometry"]
-
-
-class Subject(NamedTuple):
-    """Who is measured: a model, trained or not, with its objective and what makes tokens of text for it."""
-
-    model: Model
-    objective: Objective
-    tokenizer: Tokenizer
-    seq_len: int  # no stream that it reads is longer
 
 
 class Document(NamedTuple):
