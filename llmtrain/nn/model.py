@@ -222,6 +222,16 @@ class Model(nn.Module):
         for trunk in self.stacks():
             trunk.recompute = True
 
+    def taps(self, seq: Seq) -> list[Float[Tensor, "B T D"]]:
+        """The embedding and what each layer adds up to, of the stack that reads text (the encoder where there is one).
+
+        The last is normalised, as a head reads it.
+        """
+        stack, table = (self.trunk, None) if self.encoder is None else (self.encoder, self.source_embed)
+        layers = range(len(stack.blocks) + 1)
+        *inner, last = stack.taps(self._embedded(seq, table), seq, layers).values()
+        return [*inner, stack.norm(last)]
+
     def encode(self, source: Seq) -> Source:
         """What a decoder reads at every ``step``."""
         return self._encoded(source, None).h, source
