@@ -15,11 +15,12 @@ from llmtrain import cli
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
 from llmtrain.sweep.cells import Role
-from llmtrain.sweep.conduct import CellsFailed
+from llmtrain.sweep.kept import FILE
 from llmtrain.sweep.load import sweep_from
-from llmtrain.sweep.plan import FILE, Plan, kept_plan
+from llmtrain.sweep.plan import Plan, kept_plan
 from llmtrain.sweep.pool import Ended, Job
 from llmtrain.sweep.question import answer, planned, status
+from llmtrain.sweep.runner import CellsFailed
 from llmtrain.sweep.settings import Sweep
 from runs import overrides, write_text
 

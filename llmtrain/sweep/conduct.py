@@ -2,49 +2,33 @@
 
 import dataclasses
 import json
-import math
-import shutil
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from llmtrain.callbacks.display import duration
 from llmtrain.config import to_plain
-from llmtrain.errors import EXIT_CODES, ConfigError, Retry, UserError
 from llmtrain.run_folder import write_text
 from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.plan import Plan
-from llmtrain.sweep.pool import Ended, Job, Pool, last_line
+from llmtrain.sweep.pool import Pool
+from llmtrain.sweep.runner import Runner
 from llmtrain.sweep.settings import Sweep
-from llmtrain.sweep.status import FAILED, State, log_of, status_of
 from llmtrain.sweep.tuning import Best, Rule, best_of, next_rates, rule_of
 
 TUNING = "tuning.json"
-_DONE = frozenset({State.FINISHED, State.DIVERGED})
-_STOPPED = frozenset({*EXIT_CODES.values(), -signal.SIGINT, -signal.SIGTERM})  # by a signal
 
 
-class CellsFailed(UserError):
-    """Some cells could not be trained; those that were are kept. ``exit_code`` is that of the first of them."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class Conductor:
-    """Runs cells of one sweep. What is finished is never run again; what was interrupted goes on."""
+class Conductor(Runner):
+    """Runs the cells of one sweep, those that try learning rates among them."""
 
     def __init__(self, sweep: Sweep, pool: Pool, say: Callable[[str], None] = print):
-        self.sweep, self.pool, self.say = sweep, pool, say
-        self.folder = sweep.folder
-        shutil.rmtree(self.folder / FAILED, ignore_errors=True)  # a new start tries them again
+        super().__init__(sweep.folder, pool, say)
+        self.sweep = sweep
 
     def tuned(self, plan: Plan) -> dict[str, Rule | None]:
         """The rule of each series; none where the rate is the config's. What was tried is in ``tuning.json``."""
         tried = {corner.id: dict[float, float]() for corner in plan.tuned}
         while jobs := [(c, lr) for c in plan.tuned for lr in next_rates(tried[c.id], self.sweep.tuning)]:
-            cells = {(c.id, lr): _at_rate(c, lr) for c, lr in jobs}
+            cells = {(c.id, lr): at_rate(c, lr) for c, lr in jobs}
             self.run(list(cells.values()))
             for (corner, lr), cell in cells.items():
                 tried[corner][lr] = self.loss(cell)
@@ -55,67 +39,6 @@ class Conductor:
             rules[name] = rule_of(mine) if mine else None
         self._write_tuning(plan, bests, rules)
         return rules
-
-    def run(self, cells: Sequence[Cell]) -> None:
-        """Train what is not finished, the longest first.
-
-        Raises CellsFailed at the end where some could not be, or were stopped by others: nothing goes on without them.
-        """
-        waiting = [c for c in cells if status_of(c, self.folder).state in {State.WAITING, State.STARTED}]
-        waiting.sort(key=lambda c: -(c.seconds or float(c.flops)))
-        by_id = {cell.id: cell for cell in waiting}
-        done = len(cells) - len(waiting)
-
-        def ended(one: Ended) -> None:
-            nonlocal done
-            done += self._ended(by_id[one.job.id], one)
-            left = len(cells) - done
-            self.say(f"{one.job.id}: {self._said(by_id[one.job.id], one)} ({left} left)")
-
-        self.pool.run([self._job(cell) for cell in waiting], lambda job: None, ended)
-        missing = [s for s in (status_of(c, self.folder) for c in cells) if s.state not in _DONE]
-        missing.sort(key=lambda s: s.state is not State.FAILED)  # what failed before what was stopped
-        if missing:
-            first, more = missing[0].cell, f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            path = log_of(first, self.folder)
-            raise CellsFailed(
-                f"{first.id}{more} could not be trained: {last_line(path).removeprefix('error: ')}; see {path}; the "
-                "same command tries again",
-                self._exit_code(first),
-            )
-
-    def _exit_code(self, cell: Cell) -> int:
-        """Of a cell that is not done with; what was stopped or killed may be tried again."""
-        marker = self.folder / FAILED / cell.id
-        code = int(marker.read_text(encoding="utf-8")) if marker.exists() else Retry.exit_code
-        return code if code > 0 else Retry.exit_code
-
-    def _job(self, cell: Cell) -> Job:
-        return Job(cell.id, tuple(cell.command(self.folder)), log_of(cell, self.folder))
-
-    def _ended(self, cell: Cell, one: Ended) -> bool:
-        """Whether the cell is done with."""
-        state = status_of(cell, self.folder).state
-        if state in _DONE:
-            return True
-        if one.exit_code in _STOPPED:
-            return False
-        marker = self.folder / FAILED / cell.id
-        marker.parent.mkdir(exist_ok=True)
-        marker.write_text(f"{one.exit_code}\n", encoding="utf-8")
-        if one.exit_code == ConfigError.exit_code:  # the others would be refused alike
-            raise ConfigError(f"{cell.id}: {last_line(one.job.log).removeprefix('error: ')}")
-        return True
-
-    def _said(self, cell: Cell, one: Ended) -> str:
-        status = status_of(cell, self.folder)
-        loss = "" if status.loss is None else f", {status.loss:.4f}"
-        return f"{status.state.value}{loss}, {duration(one.seconds)}{': ' + status.error if status.error else ''}"
-
-    def loss(self, cell: Cell) -> float:
-        """Of a finished cell; infinite of one that diverged."""
-        status = status_of(cell, self.folder)
-        return status.loss if status.state is State.FINISHED and status.loss is not None else math.inf
 
     def _write_tuning(self, plan: Plan, bests: Mapping[str, Best], rules: Mapping[str, Rule | None]) -> None:
         value = {
@@ -142,5 +65,6 @@ def edges(folder: Path) -> list[str]:
     return json.loads(path.read_text(encoding="utf-8"))["on_an_edge"] if path.exists() else []
 
 
-def _at_rate(corner: Cell, lr: float) -> Cell:
+def at_rate(corner: Cell, lr: float) -> Cell:
+    """``corner`` with a learning rate that is tried."""
     return dataclasses.replace(corner, id=f"{corner.id}-lr{lr:.4g}", role=Role.TUNE, lr=lr)

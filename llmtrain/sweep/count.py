@@ -36,7 +36,7 @@ class Series:
         rows = [rows_of(part.shards, self.run) for part in self.prepared.train]
         self.raw_per_row = raw_per_row(self.prepared, rows)
         self.n_tokens = sum(r.n_tokens for r in rows)
-        self._counted = functools.cache(self._count)
+        self.counted = functools.cache(self._count)  # by width
 
     def at(self, n: float) -> Counted:
         """The model whose parameters, as fits count them, are nearest to ``n``.
@@ -46,7 +46,7 @@ class Series:
         cfg = dataclasses.replace(self.run.model, n_layers=self.depth, d_model=None)
         vocab_size = self.prepared.vocab.size
         width = solve_width(cfg, self.run.objective, vocab_size, n=n, step=STEP, counted=n_fit, miss=MISS)
-        return self._counted(width)
+        return self.counted(width)
 
     def cell(self, target: Target, limits: Limits, *, batch_rows: int | None = None) -> Cell:
         found, batch_rows = self.at(target.n), batch_rows or self.run.batch_rows

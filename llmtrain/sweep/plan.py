@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from llmtrain.callbacks.display import duration
-from llmtrain.config import config, differences, to_plain
+from llmtrain.config import config, to_plain
 from llmtrain.errors import ConfigError
-from llmtrain.run_folder import write_text
 from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.count import Series
+from llmtrain.sweep.kept import read_plan, write_plan
 from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.timing import makespan, timed
 from llmtrain.sweep.tuning import corners
 
-FILE = "plan.json"
 _HOW = ("launch", "report")  # keys that decide how a sweep is answered, not what is asked
 N_FIT = "parameters without the input embedding's table, the head once, active experts alone"
 
@@ -39,9 +36,7 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        plain = {"sha256": self.hash} | TypeAdapter(Plan).dump_python(self, mode="json")
-        write_text(folder / FILE, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        write_plan(self, self.hash, folder)
 
 
 def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup: float | None) -> Plan:
@@ -93,16 +88,7 @@ def held_out_seconds(sweep: Sweep, cells: Sequence[Cell], workers: int) -> float
 
 def kept_plan(sweep: Sweep) -> Plan | None:
     """The plan that is in the sweep's folder; ConfigError where it is another sweep's, with the differences."""
-    path = sweep.folder / FILE
-    if not path.exists():
-        return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    del kept["sha256"]
-    ours = to_plain(sweep) | {key: kept["sweep"][key] for key in _HOW}
-    if changed := differences(ours, kept["sweep"]):
-        shown = "; ".join(f"{key}: {json.dumps(b)} there, {json.dumps(a)} now" for key, a, b in changed[:6])
-        raise ConfigError(f"{sweep.folder} holds another sweep: {shown}. Give another name (sweep.name=...)")
-    return TypeAdapter(Plan).validate_python(kept)
+    return read_plan(Plan, sweep.folder, group="sweep", question=to_plain(sweep), free=_HOW)
 
 
 def describe(plan: Plan, sweep: Sweep) -> str:

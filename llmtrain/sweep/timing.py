@@ -11,6 +11,7 @@ import torch
 
 from llmtrain.compose import run_from
 from llmtrain.data.examples import RankRows, loader
+from llmtrain.data.prepare import Prepared
 from llmtrain.setup import set_up
 from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.count import Series
@@ -19,11 +20,11 @@ from llmtrain.trainer import autocast
 STEPS, WARMUP = 6, 2
 
 
-def seconds_a_step(series: Series, cell: Cell, threads: int) -> float:
+def seconds_a_step(prepared: Prepared, cell: Cell, threads: int) -> float:
     """Of a cell's training step on one process with ``threads``: forward, backward, optimiser; the median of a few."""
     run = run_from([*cell.words, f"trainer.threads={threads}"])
     run.trainer.configure()
-    setup = set_up(run, series.prepared)
+    setup = set_up(run, prepared)
     optimizer = run.optim.build(setup.task, run.schedule, max(setup.horizon, STEPS + WARMUP))
     n_rows = (STEPS + WARMUP) * run.batch_rows
     rows = RankRows(n_rows=n_rows, micro_rows=run.batch_rows, rank=0, world=1)
@@ -52,7 +53,7 @@ def timed(series: Series, cells: Sequence[Cell], *, threads: int, startup: float
     widths = sorted(by_width)
     chosen = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
     x = [math.log(w) for w in chosen]
-    y = [math.log(seconds_a_step(series, by_width[w], threads)) for w in chosen]
+    y = [math.log(seconds_a_step(series.prepared, by_width[w], threads)) for w in chosen]
     return {c.id: startup + c.steps * math.exp(np.interp(math.log(c.d_model), x, y)) for c in cells}
 
 
