@@ -34,7 +34,7 @@ class Benchmark:
 
     tokens_per_second: float
     mfu: float
-    matmul_flops_per_second: float  # of a 2048-cubed product at the precision of the step
+    matmul_flops_per_second: float  # of a large product at the precision of the step
     peak_memory_bytes: int
     seconds: dict[str, float]  # of each phase of a step
     precision: str
@@ -84,7 +84,7 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
         trainer.fit(module, TimedBatches(batches, times))
     phases = times.medians()
     step = statistics.median(times.step[WARMUP:])
-    product = 2 * 2048**3 / statistics.median(between.products[WARMUP:])
+    product = 2 * between.width**3 / statistics.median(between.products[WARMUP:])
     tokens = run.batch_rows * setup.raw_per_row
     flops = run.batch_rows * setup.flops.counter
     return Benchmark(
@@ -199,7 +199,10 @@ class Between(AfterStep):
     def __init__(self, times: Times, dtype: torch.dtype, others: Sequence[Rival]):
         self.times, self.others = times, others
         self.products: list[float] = []
-        self._a, self._b = (torch.randn(2048, 2048, device=times.device).to(dtype) for _ in range(2))
+        self.width = (
+            8192 if times.device.type == "cuda" else 2048
+        )  # a GPU is done with a small one before it is asked
+        self._a, self._b = (torch.randn(2 * [self.width], device=times.device).to(dtype) for _ in range(2))
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.times.begin_step()

@@ -6,6 +6,8 @@ answer plainly. flash-attn's plain answer and FlexAttention's masks are held aga
 
 import inspect
 import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +23,18 @@ from llmtrain.types import NO_DOC, Seq, Visibility
 from tests.tiny import noise, stream
 
 ROWS = ((4, 1, 2), (8,), (2, 3), ())  # several documents, a whole row, padding at the end, padding alone
-BOUNDS = [0, 4, 5, 7, 15, 17, 20]  # of the same documents laid end to end
+BOUNDS = [
+    0,
+    4,
+    5,
+    7,
+    8,
+    16,
+    18,
+    21,
+    24,
+    32,
+]  # of the same laid end to end, with each row's padding as one more
 visibilities = pytest.mark.parametrize("visibility", Visibility)
 halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
@@ -66,10 +79,38 @@ def flash_attn_varlen_func(
 
 
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """As if flash-attn were installed."""
     recorder = Recorder(flash_attn_varlen_func)
-    monkeypatch.setattr(attention_gpu, "_flash_attn_varlen", lambda: recorder)
-    return recorder
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = recorder  # type: ignore[attr-defined]
+    package.__spec__ = ModuleSpec("flash_attn", None)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    attention_gpu._kernel.cache_clear()
+    yield recorder
+    attention_gpu._kernel.cache_clear()
+
+
+@pytest.fixture
+def torchs_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    """As on a GPU without flash-attn."""
+    from torch.nn.attention import varlen
+
+    def varlen_attn(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
+        window_size=(-1, -1), enable_gqa=False,
+    ):  # fmt: skip
+        assert enable_gqa or query.shape[1] == key.shape[1]
+        return torch.full_like(query, 2.0 if window_size == (-1, 0) else 3.0)
+
+    assert set(inspect.signature(varlen_attn).parameters) <= set(
+        inspect.signature(varlen.varlen_attn).parameters
+    )
+    recorder = Recorder(varlen_attn)
+    monkeypatch.setattr(varlen, "varlen_attn", recorder)
+    attention_gpu._kernel.cache_clear()
+    yield recorder
+    attention_gpu._kernel.cache_clear()
 
 
 def heads(seq: Seq, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,10 +132,10 @@ def test_flash_gets_tokens_of_documents_end_to_end_in_half_precision(flash, visi
     seq = stream(ROWS, 8, visibility)
     y = by("flash", seq, dtype, visibility)
     assert y.shape == (4, 4, 8, 16) and y.dtype == dtype
-    real = seq.doc != NO_DOC
+    assert not y.transpose(1, 2)[seq.doc == NO_DOC].any()
     call = flash.calls[0]
     for name, given in zip("qkv", heads(seq, dtype), strict=True):
-        assert torch.equal(call[name], given.transpose(1, 2)[real])  # N H K
+        assert torch.equal(call[name], given.transpose(1, 2).flatten(0, 1))  # N H K
         assert call[name].dtype == dtype and call[name].stride(-1) == 1
     for name in ("cu_seqlens_q", "cu_seqlens_k"):
         assert call[name].dtype == torch.int32 and call[name].tolist() == BOUNDS
@@ -136,9 +177,32 @@ def test_a_window_counts_the_neighbours_on_either_side(flash, visibility, expect
     assert flash.calls[0]["window_size"] == expected
 
 
-def test_a_stream_of_padding_alone_calls_no_kernel(flash):
-    y = by("flash", stream(((), ()), 8), torch.bfloat16, Visibility.CAUSAL)
-    assert not flash.calls and not y.any()
+@visibilities
+def test_a_stream_of_padding_alone_hears_nothing(flash, visibility):
+    assert not by("flash", stream(((), ()), 8), torch.bfloat16, visibility).any()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_flash_is_deterministic_where_the_run_is(flash, asked):
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(asked)
+    try:
+        by("flash", stream(ROWS, 8, Visibility.PREFIX), torch.bfloat16, Visibility.PREFIX)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert [call["deterministic"] for call in flash.calls] == [asked, asked]
+
+
+@visibilities
+def test_torchs_own_kernel_stands_where_flash_attn_is_missing(torchs_flash, visibility):
+    by("flash", stream(ROWS, 8, visibility), torch.bfloat16, visibility)
+    windows = {
+        Visibility.CAUSAL: [(-1, 0)],
+        Visibility.BIDIRECTIONAL: [(-1, -1)],
+        Visibility.PREFIX: [(-1, 0), (-1, -1)],
+    }
+    assert [call["window_size"] for call in torchs_flash.calls] == windows[visibility]
+    assert torchs_flash.calls[0]["cu_seq_q"].tolist() == BOUNDS
 
 
 # FlexAttention
@@ -264,7 +328,7 @@ def test_grouped_products_get_half_precision_int32_bounds_and_weights_aligned_to
     ("dtype", "installed", "attention", "scan_by", "experts_by"),
     [
         (torch.bfloat16, True, "flash", "mamba", "grouped"),
-        (torch.bfloat16, False, "flex", "chunked", "grouped"),
+        (torch.bfloat16, False, "flash", "chunked", "grouped"),
         (torch.float32, True, "flex", "mamba", "grouped"),
         (torch.float64, True, "masked", "chunked", "sliced"),
     ],
@@ -281,25 +345,3 @@ def test_a_gpu_runs_what_is_installed_and_takes_the_type(
     finally:
         backend._probe.cache_clear()
     assert chosen == [attention, scan_by, experts_by]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_grouped_products_equal_the_reference_on_a_gpu():
-    slots = Slots(
-        torch.arange(64).repeat_interleave(2),
-        torch.rand(64, 4, generator=torch.Generator().manual_seed(0)).topk(2).indices.flatten(),
-        noise(128, seed=5, dtype=torch.float32),
-    )
-    slots = Slots(*(t.cuda() for t in slots))
-    inputs = [
-        noise(*s, seed=i, dtype=torch.bfloat16).cuda().requires_grad_()
-        for i, s in enumerate(((64, 32), (4, 96, 32), (4, 32, 48)))
-    ]
-    found = []
-    for kernel in ("grouped", "reference"):
-        with backend.force(experts=kernel):
-            y = experts(*inputs, slots)
-        found.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
-    for ours, reference in zip(*found, strict=True):
-        assert (ours - reference).float().norm() < 0.02 * reference.float().norm()

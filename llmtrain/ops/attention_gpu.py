@@ -1,11 +1,14 @@
-"""Attention kernels of a GPU: flash-attn's varlen call over documents, and FlexAttention over a block mask."""
+"""Attention kernels of a GPU: FlashAttention's varlen call over documents, and FlexAttention over a block mask."""
 
 import functools
+import importlib.util
+import weakref
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llmtrain.ops import dataless
@@ -23,72 +26,126 @@ def flash(
     visibility: Visibility,
     window: int | None = None,
 ) -> Heads:
-    """flash-attn's ``flash_attn_varlen_func`` on documents laid end to end; half precision on a GPU.
+    """FlashAttention-2 (Dao 2023) over documents laid end to end; half precision on a GPU.
 
-    A prefix is an initial segment of its document, so PREFIX is two calls: a causal one over everything and a
-    bidirectional one among the prefix, whose positions take the second. Queries are aligned with the last keys of their
-    document, so they may be the next tokens of a stream.
+    By the package flash-attn where it is installed, else by the same kernels as torch builds them. A prefix is an
+    initial segment of its document, so PREFIX is two calls: a causal one over everything and a bidirectional one among
+    the prefix, whose positions take the second. Queries are aligned with the last keys of their document, so they may
+    be the next tokens of a stream.
     """
     if not dataless.has_data(q):
         return dataless.flash(q, k, v, q_seq, k_seq, visibility=visibility)
-    if visibility is not Visibility.PREFIX:
-        causal = visibility is Visibility.CAUSAL
-        return _varlen(
-            q, k, v, q_seq, k_seq, q_seq.doc != NO_DOC, k_seq.doc != NO_DOC, causal=causal, window=window
-        )
-    every = _varlen(
-        q, k, v, q_seq, k_seq, q_seq.doc != NO_DOC, k_seq.doc != NO_DOC, causal=True, window=window
-    )
-    q_prefix, k_prefix = (s.prefix & (s.doc != NO_DOC) for s in (q_seq, k_seq))
-    among = _varlen(q, k, v, q_seq, k_seq, q_prefix, k_prefix, causal=False, window=window)
-    return torch.where(q_prefix[:, None, :, None], among, every)
+    ends = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # N H K
+    every = _packing(q_seq, k_seq, among_prefix=False)
+    y = _varlen(*ends, every, causal=visibility is not Visibility.BIDIRECTIONAL, window=window)
+    if every.queries is not None:
+        y = torch.zeros_like(ends[0]).index_copy(0, every.queries, y)
+    elif every.padding is not None:
+        y = y.masked_fill(every.padding, 0.0)
+    if visibility is Visibility.PREFIX:
+        among = _packing(q_seq, k_seq, among_prefix=True)
+        assert among.queries is not None
+        y = y.index_copy(0, among.queries, _varlen(*ends, among, causal=False, window=window))
+    return y.unflatten(0, (len(q), -1)).transpose(1, 2)
+
+
+class Packing(NamedTuple):
+    """Where documents lie among the kept positions of two streams, whose rows are laid end to end."""
+
+    queries: Int[Tensor, " n"] | None  # the kept ones; none: all are, and padding is a document like others
+    keys: Int[Tensor, " m"] | None
+    q_bounds: Int[Tensor, " d"]  # int32: where each document begins among the kept, and their number
+    k_bounds: Int[Tensor, " d"]
+    q_longest: int  # of the documents
+    k_longest: int
+    padding: Bool[Tensor, "N 1 1"] | None  # among all positions, where there is any
 
 
 def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, q_seq: Seq, k_seq: Seq, q_kept: Bool[Tensor, "B T"], k_kept: Bool[Tensor, "B S"],
+    q: Float[Tensor, "N H K"], k: Float[Tensor, "M G K"], v: Float[Tensor, "M G K"], of: Packing,
     *, causal: bool, window: int | None,
-) -> Tensor:  # fmt: skip
-    q_at, k_at, k_kept = document_bounds(q_seq, k_seq, q_kept, k_kept)
-    flat_q, (flat_k, flat_v) = q.transpose(1, 2)[q_kept], (x.transpose(1, 2)[k_kept] for x in (k, v))  # N H K
-    out = torch.zeros_like(q.transpose(1, 2))
-    if not (len(flat_q) and len(flat_k)):
-        return out.transpose(1, 2)
+) -> Float[Tensor, "n H K"]:  # fmt: skip
+    """Attention of the kept queries to the kept keys of their documents."""
+    if of.queries is not None:
+        q = q[of.queries]
+    if of.keys is not None:
+        k, v = k[of.keys], v[of.keys]
+    if not (len(q) and len(k)):
+        return torch.zeros_like(q)
     ahead = -1 if window is None else window - 1
-    y = _flash_attn_varlen()(
-        flat_q, flat_k, flat_v, q_at, k_at, longest(q_at), longest(k_at),
-        causal=causal, window_size=(ahead, 0 if causal else ahead),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
+    return _kernel()(
+        q, k, v, of.q_bounds, of.k_bounds, of.q_longest, of.k_longest,
+        window_size=(ahead, 0 if causal else ahead),
     )  # fmt: skip
-    out[q_kept] = y
-    return out.transpose(1, 2)
-
-
-def document_bounds(
-    q_seq: Seq, k_seq: Seq, q_kept: Bool[Tensor, "B T"], k_kept: Bool[Tensor, "B S"]
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Bool[Tensor, "B S"]]:
-    """Where each document that has queries begins among the kept tokens laid end to end, in either stream.
-
-    The last entry is the number of tokens. Keys of other documents (earlier ones, when queries are the next tokens of
-    a stream) are dropped: the third result says which are left.
-    """
-    rows = torch.arange(len(q_seq.doc), device=q_seq.doc.device)[:, None] << 32
-    q_name, k_name = rows + q_seq.doc, rows + k_seq.doc
-    names, q_counts = q_name[q_kept].unique_consecutive(return_counts=True)
-    k_kept = k_kept & torch.isin(k_name, names)
-    k_counts = torch.bincount(torch.searchsorted(names, k_name[k_kept]), minlength=len(names))
-    q_at, k_at = (F.pad(counts.cumsum(0), (1, 0)).to(torch.int32) for counts in (q_counts, k_counts))
-    return q_at, k_at, k_kept
-
-
-def longest(bounds: Int[Tensor, " n"]) -> int:
-    return int(bounds.diff().max())
 
 
 @functools.cache
-def _flash_attn_varlen() -> Callable[..., Tensor]:
-    from flash_attn import flash_attn_varlen_func
+def _kernel() -> Callable[..., Tensor]:
+    """A function of (q, k, v, bounds of q, of k, longest of q, of k, window_size); a window of (n, 0) is causal."""
+    if importlib.util.find_spec("flash_attn"):
+        from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func
+        def kernel(*inputs: Any, window_size: tuple[int, int]) -> Tensor:
+            return flash_attn_varlen_func(
+                *inputs, window_size=window_size, causal=window_size[1] == 0,
+                deterministic=torch.are_deterministic_algorithms_enabled(),
+            )  # fmt: skip
+
+        return kernel
+    from torch.nn.attention.varlen import varlen_attn
+
+    return functools.partial(varlen_attn, enable_gqa=True)  # which asks torch itself for determinism
+
+
+def _once_a_batch(make: Callable[..., Any]) -> Callable[..., Any]:
+    """``make(q_seq, k_seq, **options)`` once for the layers that share a batch: it waits for the GPU, or is large."""
+    recent: list[tuple[tuple[weakref.ref, ...], dict[str, Any], Any]] = []
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds depends on the data
+    @functools.wraps(make)
+    def made(q_seq: Seq, k_seq: Seq, **options: Any) -> Any:
+        tensors = (q_seq.doc, q_seq.pos, k_seq.doc, k_seq.pos, k_seq.prefix)
+        for known, with_, result in recent:
+            if with_ == options and all(ref() is t for ref, t in zip(known, tensors, strict=True)):
+                return result
+        recent.insert(0, (tuple(map(weakref.ref, tensors)), options, make(q_seq, k_seq, **options)))
+        del recent[_BATCHES:]
+        return recent[0][2]
+
+    return made
+
+
+_BATCHES = 4  # kept: a stream's layouts for two visibilities, and those of its source
+
+
+@_once_a_batch
+def _packing(q_seq: Seq, k_seq: Seq, *, among_prefix: bool) -> Packing:
+    if q_seq is k_seq and not among_prefix:
+        bounds, longest = _runs(_names(q_seq).flatten())
+        padding = (q_seq.doc == NO_DOC).flatten()[:, None, None]
+        return Packing(None, None, bounds, bounds, longest, longest, padding if bool(padding.any()) else None)
+    q_kept, k_kept = (
+        (s.doc != NO_DOC) & s.prefix if among_prefix else s.doc != NO_DOC for s in (q_seq, k_seq)
+    )
+    q_names, k_names = _names(q_seq), _names(k_seq)
+    k_kept = k_kept & torch.isin(k_names, q_names[q_kept])  # not those of documents that have no query
+    # of a document without keys, the queries see nothing
+    q_kept = q_kept & torch.isin(q_names, k_names[k_kept])
+    q_bounds, q_longest = _runs(q_names[q_kept])
+    k_bounds, k_longest = _runs(k_names[k_kept])
+    queries, keys = (kept.flatten().nonzero()[:, 0] for kept in (q_kept, k_kept))
+    return Packing(queries, keys, q_bounds, k_bounds, q_longest, k_longest, None)
+
+
+def _names(seq: Seq) -> Int[Tensor, "B T"]:
+    """A number for each document, other in other rows."""
+    return (torch.arange(len(seq.doc), device=seq.doc.device)[:, None] << 32) + seq.doc
+
+
+def _runs(names: Int[Tensor, " n"]) -> tuple[Int[Tensor, " d"], int]:
+    """Where each run of equal names begins, and the number of names; the length of the longest run."""
+    counts = names.unique_consecutive(return_counts=True)[1]
+    return F.pad(counts.cumsum(0), (1, 0)).to(torch.int32), int(counts.max()) if len(counts) else 0
 
 
 def flex(
@@ -104,20 +161,27 @@ def flex(
     """FlexAttention: any visibility in one compiled kernel that skips the blocks nobody sees."""
     if not dataless.has_data(q):
         return dataless.flex(q, k, v)
+    blocks = (_blocks if torch.compiler.is_compiling() else _blocks_once)(q_seq, k_seq, window=window)
+    return _flex(q.is_cuda)(q, k, v, block_mask=blocks, enable_gqa=True)
+
+
+def _blocks(q_seq: Seq, k_seq: Seq, *, window: int | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     q_doc, k_doc, q_pos, k_pos, prefix = q_seq.doc, k_seq.doc, q_seq.pos, k_seq.pos, k_seq.prefix
     reach = window or 1 << 30
-    blocks = create_block_mask(
+    return create_block_mask(
         lambda b, _, i, j: (
             (q_doc[b, i] == k_doc[b, j])
             & (k_doc[b, j] != NO_DOC)
             & ((k_pos[b, j] <= q_pos[b, i]) | prefix[b, j])
             & ((q_pos[b, i] - k_pos[b, j]).abs() < reach)
         ),
-        len(q), None, q.shape[2], k.shape[2], device=str(q.device),
+        len(q_doc), None, q_doc.shape[1], k_doc.shape[1], device=str(q_doc.device),
     )  # fmt: skip
-    return _flex(q.is_cuda)(q, k, v, block_mask=blocks, enable_gqa=True)
+
+
+_blocks_once = _once_a_batch(_blocks)
 
 
 @functools.cache

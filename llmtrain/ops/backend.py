@@ -63,13 +63,14 @@ def _probe(op: str, device: str, dtype: torch.dtype) -> str:
 def _attention(device: str, dtype: torch.dtype) -> str:
     if device == "cpu":
         return "by_document"
-    if (
-        device == "cuda"
-        and dtype in (torch.float16, torch.bfloat16)
-        and importlib.util.find_spec("flash_attn")
-    ):
+    if device == "cuda" and dtype in (torch.float16, torch.bfloat16) and _flash_runs():
         return "flash"
     return "flex" if device == "cuda" and dtype != torch.float64 else "masked"
+
+
+def _flash_runs() -> bool:
+    """Whether the GPU is of Ampere or later; one that is only stood for is taken to be."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _experts(device: str, dtype: torch.dtype) -> str:

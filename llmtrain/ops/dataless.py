@@ -40,8 +40,7 @@ def flash(
 
     def call() -> Tensor:
         flat = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (q, k, v))  # N H K
-        out = torch.zeros_like(q.transpose(1, 2))
-        return out.flatten(0, 1).copy_(_Fused.apply(*flat)).view(out.shape).transpose(1, 2)
+        return _Fused.apply(*flat).unflatten(0, (len(q), -1)).transpose(1, 2)
 
     if visibility is not Visibility.PREFIX:
         return call()
