@@ -35,6 +35,14 @@ class Pass(NamedTuple):
     share: float = 1.0  # of the rows that go this way: 1/K for one pattern of K
 
 
+class Beginning(NamedTuple):
+    """How a model is asked to go on: its decoder has read ``prompt``, and the first token follows the last of that."""
+
+    prompt: list[int]
+    prefix: int = 0  # tokens that all of the prompt sees
+    source: list[int] | None = None  # what an encoder reads
+
+
 @config
 class Objective(ABC):
     """Turns raw rows into examples, and a model's output on a batch of them into a loss."""
@@ -76,6 +84,11 @@ class Objective(ABC):
     @property
     def continues(self) -> bool:
         """Whether the model has learnt to go on from a text."""
+        return False
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model has learnt to say what stands behind a MASK in a text that is seen whole."""
         return False
 
     @property
@@ -127,6 +140,14 @@ class Objective(ABC):
         seed: int,
     ) -> list["Sample"]:
         """What the model makes of held-out rows, to be read by a person."""
+
+    def beginning(self, context: Sequence[int]) -> Beginning | None:
+        """How it is asked for what follows ``context``, as nearly as can be to how it was trained.
+
+        ``context`` is not empty, and begins with BOS where its document does. None where the model has learnt nothing
+        of the kind.
+        """
+        return None
 
     def evaluations(self) -> tuple["Objective", ...]:
         """What is scored on held-out rows: the first makes the run's score. Each has a ``score_name`` of its own."""

@@ -12,7 +12,7 @@ from llmtrain import philox
 from llmtrain.config import config
 from llmtrain.nn.generate import Sampling, generate
 from llmtrain.nn.model import Model, TokenHead
-from llmtrain.objectives.base import Loss, Objective, Pass, Sample, seq_of
+from llmtrain.objectives.base import Beginning, Loss, Objective, Pass, Sample, seq_of
 from llmtrain.ops.loss import linear_cross_entropy
 from llmtrain.types import IGNORE, NO_DOC, Row, Seq, Visibility, Vocab
 
@@ -81,6 +81,9 @@ class CausalLM(Objective):
         out = linear_cross_entropy(h.flatten(0, 1), table, batch.targets.flatten(), z_loss=self.z_loss)
         nats = out.nats.unflatten(0, batch.targets.shape).sum(1)
         return Loss(out.total / batch.targets.numel(), nats, scored.sum(1).to(nats.dtype), routing)
+
+    def beginning(self, context: Sequence[int]) -> Beginning:
+        return Beginning(list(context))
 
     def floor(self, vocab: Vocab, seq_len: int) -> float:
         return math.log(vocab.size - vocab.n_reserved)

@@ -12,7 +12,7 @@ from llmtrain.config import config
 from llmtrain.nn.generate import Sampling, generate
 from llmtrain.nn.model import Model, ModelConfig, TokenHead
 from llmtrain.objectives import layouts
-from llmtrain.objectives.base import Loss, Objective, Pass, Sample
+from llmtrain.objectives.base import Beginning, Loss, Objective, Pass, Sample
 from llmtrain.objectives.layouts import Continued, Layout, Shape, Translated
 from llmtrain.objectives.noise import Noise, SpanNoise, real
 from llmtrain.ops.loss import linear_cross_entropy
@@ -114,6 +114,10 @@ class Denoising(Denoiser):
         return layouts.arrange(
             streams, self.layout, of, scored=float(of.targets), key=int(rng.integers(2**62))
         )
+
+    def beginning(self, context: Sequence[int]) -> Beginning:
+        """As text whose end is noise."""
+        return layouts.beginning(*self.noise.ending(context), self.layout)
 
     def floor(self, vocab: Vocab, seq_len: int) -> float:
         """The noise's own, over the targets of a row; the terminator is known once all noise is told."""

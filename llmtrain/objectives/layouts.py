@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmtrain.nn.model import Model
-from llmtrain.objectives.base import Pass, seq_of
+from llmtrain.objectives.base import Beginning, Pass, seq_of
 from llmtrain.objectives.corruption import Streams
 from llmtrain.types import BOS, IGNORE, NO_DOC, PAD, Routing, Seq, Visibility
 
@@ -105,6 +105,13 @@ def late(streams: Streams) -> np.ndarray:
     doc = streams.target_doc
     first = np.append(True, doc[1:] != doc[:-1])
     return np.where(first, BOS, np.append(BOS, streams.target[:-1]))
+
+
+def beginning(source: list[int], known: list[int], layout: Layout) -> Beginning:
+    """After a source and the first tokens of its target."""
+    if layout == "encoder_decoder":
+        return Beginning([BOS, *known], source=[*source, BOS])
+    return Beginning([*source, BOS, *known], prefix=len(source) if layout == "prefix" else 0)
 
 
 def padded(values: np.ndarray, length: int, by: int) -> np.ndarray:

@@ -85,6 +85,10 @@ class MaskedLM(Objective):
         standard, own = MaskedLM(rate=0.15), dataclasses.replace(self, z_loss=0.0)
         return (standard,) if own == standard else (standard, own)
 
+    @property
+    def fills(self) -> bool:
+        return True
+
     def raw_len(self, seq_len: int) -> int:
         return seq_len
 

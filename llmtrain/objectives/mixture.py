@@ -8,10 +8,10 @@ import numpy as np
 from llmtrain.config import config
 from llmtrain.nn.model import Model, ModelConfig
 from llmtrain.objectives import layouts
-from llmtrain.objectives.base import Objective, Pass, Sample
+from llmtrain.objectives.base import Beginning, Objective, Pass, Sample
 from llmtrain.objectives.denoising import Denoiser, Denoising
 from llmtrain.objectives.layouts import Continued, Shape, Translated
-from llmtrain.objectives.noise import Noise
+from llmtrain.objectives.noise import Noise, SuffixNoise
 from llmtrain.types import Row, Vocab
 
 
@@ -82,6 +82,11 @@ class Mixture(Denoiser):
         streams = one.noise.moded(Row(row.ids[:n], row.doc[:n], row.number), vocab, rng)
         of, scored = common(self, seq_len)
         return layouts.arrange(streams, self.layout, of, scored=scored, key=int(rng.integers(2**62)))
+
+    def beginning(self, context: Sequence[int]) -> Beginning:
+        """By the noise that takes out endings, or else by the first."""
+        suffixes = (one for one in self.denoisers if isinstance(one.noise, SuffixNoise))
+        return next(suffixes, self.denoisers[0]).beginning(context)
 
     def floor(self, vocab: Vocab, seq_len: int) -> float:
         """The mean of the floors, each as often as it is scored."""

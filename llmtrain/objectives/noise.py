@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from llmtrain.objectives.corruption import (
     terminated,
 )
 from llmtrain.objectives.infilling import corrupt_text, cut_ending, original, permute_sentences
-from llmtrain.types import BOS, MODES, N_FIXED, NO_DOC, Row, Vocab
+from llmtrain.types import BOS, MASK, MODES, N_FIXED, NO_DOC, Row, Vocab
 
 Mode = Literal["R", "S", "X"]
 
@@ -52,9 +53,20 @@ class Noise(ABC):
     def floor_nats(self, n: int, nats: float) -> float:
         """The least nats of all targets of a row of ``n`` raw tokens, one document, each token worth ``nats``."""
 
+    @abstractmethod
+    def cut_off(self, context: list[int]) -> tuple[list[int], list[int]]:
+        """The source that lacks all that follows ``context``, and its target up to there."""
+
     def n_sentinels(self, n: int) -> int:
         """How many sentinels a row of ``n`` raw tokens needs."""
         return 0
+
+    def ending(self, context: Sequence[int]) -> tuple[list[int], list[int]]:
+        """``cut_off``, with the mode in the place of BOS, or in front where a document is gone on with."""
+        source, known = self.cut_off(list(context))
+        if self.mode is None:
+            return source, known
+        return [MODES["RSX".index(self.mode)], *source[int(source[0] == BOS) :]], known
 
     def moded(self, row: Row, vocab: Vocab, rng: np.random.Generator) -> Streams:
         """``streams``, in which the mode, if there is one, begins every document's source in the place of its BOS.
@@ -95,6 +107,9 @@ class SpanNoise(Noise):
     def lengths(self, n: int) -> Lengths:
         _, noise, spans = span_counts(n, self.rate, self.mean)
         return Lengths(n - noise + spans, noise + spans + 1)
+
+    def cut_off(self, context: list[int]) -> tuple[list[int], list[int]]:
+        return [*context, N_FIXED], [N_FIXED]  # one span, the last
 
     def n_sentinels(self, n: int) -> int:
         return span_counts(n, self.rate, self.mean).spans
@@ -138,6 +153,9 @@ class SuffixNoise(Noise):
     def lengths(self, n: int) -> Lengths:
         noise = noise_count(n, self.rate)
         return Lengths(n - noise, noise + 1)
+
+    def cut_off(self, context: list[int]) -> tuple[list[int], list[int]]:
+        return context, []
 
     def streams(self, row: Row, vocab: Vocab, rng: np.random.Generator) -> Streams:
         ids, doc = real(row)
@@ -190,6 +208,9 @@ class BartNoise(Noise):
 
     def lengths(self, n: int) -> Lengths:
         return Lengths(n, n)
+
+    def cut_off(self, context: list[int]) -> tuple[list[int], list[int]]:
+        return [*context, MASK], context[int(context[0] == BOS) :]  # the target is the whole text
 
     def counts(self, n: int) -> tuple[int, int]:
         """How many of ``n`` tokens (no BOS among them) are in spans, and how many are deleted: never all."""

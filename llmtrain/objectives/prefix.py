@@ -9,7 +9,7 @@ from llmtrain import philox
 from llmtrain.config import config
 from llmtrain.nn.generate import Sampling, generate
 from llmtrain.nn.model import Model
-from llmtrain.objectives.base import Loss, Pass, Sample
+from llmtrain.objectives.base import Beginning, Loss, Pass, Sample
 from llmtrain.objectives.causal import CausalBatch, CausalLM
 from llmtrain.objectives.denoising import longest_document
 from llmtrain.types import IGNORE, NO_DOC, Row, Visibility, Vocab
@@ -59,6 +59,9 @@ class PrefixLM(CausalLM):
         out = super().loss(model, batch)
         seq_len = batch.targets.shape[1]
         return out._replace(loss=out.loss * (seq_len / self.scored(seq_len)))
+
+    def beginning(self, context: Sequence[int]) -> Beginning:
+        return Beginning(list(context), prefix=len(context))
 
     def samples(
         self,
