@@ -131,6 +131,7 @@ class Row:
     better: Literal["higher", "lower"]
     n: int
     item_se: float | None = None
+    interval: tuple[float, float] | None = None
     chance: float | None = None
     ceiling: float | None = None
     summary: bool = True
