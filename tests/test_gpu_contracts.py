@@ -224,6 +224,7 @@ def test_flex_gets_a_block_mask_of_each_row_and_grouped_heads(monkeypatch, visib
     (call,) = recorder.calls
     assert call["enable_gqa"] and {call[x].dtype for x in ("query", "key", "value")} == {torch.bfloat16}
     assert (call["query"].shape, call["key"].shape) == ((3, 4, 130, 16), (3, 2, 130, 16))
+    assert call["scale"] == 16**-0.5
     mask = call["block_mask"]
     assert mask.seq_lengths == (130, 130) and mask.kv_num_blocks.shape == (3, 1, 2)  # one mask for all heads
 

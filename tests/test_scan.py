@@ -54,7 +54,7 @@ def inputs(
 
 def value_and_gradients(f: Callable[..., Tensor], given: Inputs) -> list[Tensor]:
     y = f(*given)
-    return [y, *torch.autograd.grad((y * noise(*y.shape, seed=11, dtype=y.dtype)).sum(), given)]
+    return [y, *torch.autograd.grad((y * noise(*y.shape, seed=11).to(y)).sum(), given)]
 
 
 def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:

@@ -162,7 +162,11 @@ def flex(
     if not dataless.has_data(q):
         return dataless.flex(q, k, v)
     blocks = (_blocks if torch.compiler.is_compiling() else _blocks_once)(q_seq, k_seq, window=window)
-    return _flex(q.is_cuda)(q, k, v, block_mask=blocks, enable_gqa=True)
+    width = q.shape[-1]
+    missing = max(0, _NARROWEST - width)  # zeros change no product
+    q, k, v = (F.pad(x, (0, missing)) if missing else x for x in (q, k, v))
+    y = _flex(q.is_cuda)(q, k, v, block_mask=blocks, enable_gqa=True, scale=width**-0.5)
+    return y[..., :width]
 
 
 def _blocks(q_seq: Seq, k_seq: Seq, *, window: int | None) -> Any:
@@ -182,6 +186,7 @@ def _blocks(q_seq: Seq, k_seq: Seq, *, window: int | None) -> Any:
 
 
 _blocks_once = _once_a_batch(_blocks)
+_NARROWEST = 16  # a head, for its compiled kernel
 
 
 @functools.cache

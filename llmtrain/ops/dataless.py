@@ -39,7 +39,7 @@ def flash(
     """``attention_gpu.flash`` where no row has padding: tokens laid end to end, and under PREFIX two calls."""
 
     def call() -> Tensor:
-        flat = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (q, k, v))  # N H K
+        flat = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # N H K
         return _Fused.apply(*flat).unflatten(0, (len(q), -1)).transpose(1, 2)
 
     if visibility is not Visibility.PREFIX:
