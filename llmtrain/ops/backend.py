@@ -42,9 +42,9 @@ def device_type(x: Tensor) -> str:
     return _stands_for[-1] if _stands_for else x.device.type
 
 
-def choose(op: str, x: Tensor) -> str:
-    """The implementation of ``op`` for tensors of the kind of ``x``."""
-    return _forced.get(op) or _probed(op, device_type(x), x.dtype)
+def choose(op: str, x: Tensor, dtype: torch.dtype | None = None) -> str:
+    """The implementation of ``op`` for tensors of the kind of ``x``, or of ``dtype``, which they may be turned to."""
+    return _forced.get(op) or _probed(op, device_type(x), dtype or x.dtype)
 
 
 # a compiled graph takes the answer, and does not trace the probing
@@ -79,7 +79,8 @@ def _experts(device: str, dtype: torch.dtype) -> str:
 
 
 def _scan(device: str, dtype: torch.dtype) -> str:
-    wanted = device == "cuda" and dtype != torch.float64
+    # its products of float32 are of 10 bits (TF32), which float32 does not mean
+    wanted = device == "cuda" and dtype in (torch.float16, torch.bfloat16)
     return "mamba" if wanted and importlib.util.find_spec("mamba_ssm") else "chunked"
 
 

@@ -26,15 +26,23 @@ def scan(
     chunk: int,
     reverse: bool = False,
 ) -> Float[Tensor, "B T H P"]:
-    """``h = exp(dt a) h + dt b x; y = c h`` along each document, in at least float32 (Dao and Gu 2024).
+    """``h = exp(dt a) h + dt b x; y = c h`` along each document (Dao and Gu 2024).
 
+    In at least float32, but for the kernels of mamba_ssm: they sum in float32 what under autocast comes in its dtype.
     ``dt`` is not negative, ``a`` is negative. ``reverse`` runs from the last token to the first. Tokens of ``NO_DOC``,
     at the end or among the others, are neither heard nor answered. ``chunk`` is how many positions are taken at a time,
     and changes nothing but the time that it takes.
     """
-    x, dt, a, b, c = _wide(x, dt, a, b, c)
-    with torch.autocast(x.device.type, enabled=False):
-        return KERNELS[backend.choose("scan", x)](x, dt, a, b, c, doc, chunk=chunk, reverse=reverse)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    name = backend.choose("scan", x, dtype)
+    if name == "mamba":
+        x, b, c = (t.to(dtype) for t in (x, b, c))
+        dt, a = _wide(dt, a)
+    else:
+        x, dt, a, b, c = _wide(x, dt, a, b, c)
+    with torch.autocast(device, enabled=False):
+        return KERNELS[name](x, dt, a, b, c, doc, chunk=chunk, reverse=reverse)
 
 
 def resume(
