@@ -1,11 +1,8 @@
 """The commands as they are typed, and the page that they leave."""
 
 import csv
-import html.parser
 import json
 import re
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +14,12 @@ from llmtrain.scaling import Method, study, verify
 from llmtrain.scaling.checklist import NOT_STATED, checklist
 from llmtrain.scaling.report import render, write_report
 from llmtrain.scaling.saved import write_json
+from pages import CHROMIUM, NASTY, Page, opened
 from planted import LAWS, grid, planted, points
 from processes import forked
 from published import FOLDER, needs_published
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-NASTY = '<script>alert(1)</script> & "x" $y'
 FIGURES = {"isoflop", "envelope", "allocation", "contours", "residuals", "agreement", "profile"}
 
 
@@ -136,24 +132,6 @@ def test_a_fit_needs_a_place_to_go(tmp_path: Path) -> None:
     assert "give --out DIR" in said("fit", str(table), *COLUMNS)[2]
 
 
-class Page(html.parser.HTMLParser):
-    """What a browser would take of a page: its tags, what they point to, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.sources: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_is_self_contained(command: tuple[Path, str]) -> None:
     text = (command[0] / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -227,26 +205,11 @@ def test_the_checklist_is_a_schema_whose_gaps_are_said() -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed: the page was not opened")
 def test_the_page_draws_itself_in_a_browser(page_of_two: Path, tmp_path: Path) -> None:
     """Its script runs to the end, the slider's plot has every run, and the picture is not blank."""
-    flags = (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=1100,2600",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    )
-    shown = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", page_of_two.as_uri()], capture_output=True, text=True, timeout=120
-    ).stdout
+    shown, picture = opened(page_of_two, tmp_path)
     assert 'data-drawn="yes"' in shown
     assert shown.count("<circle") == 20 + 1
     assert "times the largest run" in shown
-    picture = tmp_path / "page.png"
-    subprocess.run(
-        [CHROMIUM, *flags, f"--screenshot={picture}", page_of_two.as_uri()], capture_output=True, timeout=120
-    )
-    from matplotlib.image import imread
-
-    assert imread(picture)[..., :3].std() > 0.05
+    assert picture.std() > 0.05
 
 
 @needs_published

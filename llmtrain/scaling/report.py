@@ -1,9 +1,7 @@
 """``report.html``: one self-contained page of a study, with its figures, tables, warnings and checklist."""
 
-import base64
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from llmtrain.scaling.figures.canvas import Drawn, draw_and_write, loss_label
 from llmtrain.scaling.figures.curves import allocation, envelope, isoflop
 from llmtrain.scaling.figures.fitted import agreement, contours, profile, residuals
 from llmtrain.scaling.fit import Fit
+from llmtrain.scaling.page import embedded, rendered
 from llmtrain.scaling.points import sha256_of
 from llmtrain.scaling.predict import NAME as PREDICTION
 from llmtrain.scaling.saved import NAME as FIT
@@ -47,23 +46,16 @@ def write_report(study: Study, folder: Path) -> None:
 
 def render(study: Study, drawn: list[Drawn], folder: Path) -> str:
     """The page; predictions and verifications that lie in ``folder`` are on it. All text of users is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"g": _short, "percent": lambda v: "" if v is None else f"{100 * v:.2f}%"}
-    template = environment.from_string(
-        files("llmtrain.scaling").joinpath("report.html.j2").read_text("utf-8")
-    )
-    return template.render(
+    return rendered(
+        "llmtrain.scaling",
+        "report.html.j2",
         series=[_series(one) for one in study.series],
         comparisons=study.comparisons,
         figures=[
             {
                 "title": f.title,
                 "caption": f.caption,
-                "source": _embedded(folder / "figures" / f"{f.name}.svg"),
+                "source": embedded(folder / "figures" / f"{f.name}.svg"),
             }
             for f in drawn
         ],
@@ -137,11 +129,6 @@ def _places(fit: Fit, flops: Float[np.ndarray, " k"]) -> list[dict[str, float | 
     return [empty | {name: float(column[i]) for name, column in columns.items()} for i in range(len(flops))]
 
 
-def _embedded(path: Path) -> str:
-    """As an image inside the page: nothing in it can act on the page."""
-    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
 def _beside(folder: Path, name: str) -> dict[str, Any] | None:
     """A prediction or a verification, if it is of this very fit."""
     path, of = folder / name, folder / FIT
@@ -149,7 +136,3 @@ def _beside(folder: Path, name: str) -> dict[str, Any] | None:
         return None
     made: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return made if made.get("fit_sha256") == sha256_of(of) else None
-
-
-def _short(value: float | int | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}g}"

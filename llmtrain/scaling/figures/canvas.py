@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmtrain.scaling.points import About, Points
 from llmtrain.scaling.study import Judged
+
+T = TypeVar("T")
 
 _FEW_DECADES = 150  # highest over lowest
 INK, GREY, LIGHT = "#1f2430", "#6b7280", "#d5d9e0"
@@ -109,9 +111,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def draw_and_write(
-    study: list[Judged], makers: Iterable[Callable[[list[Judged]], Drawn | None]], folder: Path
-) -> list[Drawn]:
+def draw_and_write(study: T, makers: Iterable[Callable[[T], Drawn | None]], folder: Path) -> list[Drawn]:
     """Every figure that the study has, as PNG and SVG."""
     import matplotlib
 
