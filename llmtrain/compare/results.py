@@ -4,6 +4,8 @@ from typing import Literal
 
 from llmtrain.config import config
 
+Role = Literal["trained", "untrained", "baseline"]
+
 
 @config
 class Estimate:
@@ -38,6 +40,8 @@ class Standing:
     learned: bool | None  # better than every baseline; none where there is no baseline to hold it against
     not_beaten: tuple[str, ...] = ()  # the baselines that it was not shown to beat
     ranks: tuple[int, int] | None = None  # the best and the worst rank that the data allow; none: not ranked
+    common: bool = True  # whether its value means the same as that of the others; if not, it is not ranked
+    note: str = ""  # what a reader must know of it: "a bound, out of distribution"
 
 
 @config
@@ -45,7 +49,7 @@ class Reference:
     """Of one baseline, or of the untrained model of one series."""
 
     name: str  # of the baseline, or of the series
-    role: Literal["untrained", "baseline"]
+    role: Role
     estimate: Estimate
 
 
@@ -63,6 +67,27 @@ class Difference:
 
 
 @config
+class Multiplier:
+    """How many times the baseline series' compute a series takes, where both come to one error."""
+
+    error: float  # the share of the way from ceiling to chance
+    value: float
+    lo: float
+    hi: float
+
+
+@config
+class Growth:
+    """A power law of a yardstick's error in compute: error = E + A C^-alpha; on 6 budgets or more."""
+
+    yardstick: str
+    metric: str
+    series: str
+    exponent: Estimate
+    multipliers: tuple[Multiplier, ...]  # none of the baseline series, and none where the laws do not meet
+
+
+@config
 class Result:
     """What the data say of one yardstick at one budget."""
 
@@ -70,18 +95,16 @@ class Result:
     metric: str
     split: str
     kind: str
-    budget: int  # of what is matched
+    budget: int  # model FLOPs of a cell of the baseline series
     main: (
         bool  # whether p values, ranks and the table are of this metric; of others there are intervals alone
     )
     better: Literal["higher", "lower"]
     summary: bool
-    common: bool
     n: int  # items
     groups: int | None  # of items, that were resampled; none where values have no items
     chance: float | None
     ceiling: float | None
-    note: str
     spread: Spread
     standings: tuple[Standing, ...]  # in the order of the series
     references: tuple[Reference, ...]

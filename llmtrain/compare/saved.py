@@ -3,22 +3,21 @@
 The long table is ``rows``: ``pandas.DataFrame(json.load(file)["rows"])``; items load with ``pandas.read_parquet``.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from llmtrain.compare.results import Result
+from llmtrain.compare.results import Growth, Result
+from llmtrain.compare.results import Role as Role  # whoever makes a row needs it
 from llmtrain.config import config
 from llmtrain.errors import DataError
 from llmtrain.evaluation.base import Items, Kind, Measured
 
 NAME, ITEMS = "comparison.json", "items.parquet"
-_VERSION = 1
-
-Role = Literal["trained", "untrained", "baseline"]
+_AGREE = 1e-6  # a value and the mean of its items
 
 
 @config
@@ -38,8 +37,8 @@ class CellAbout:
     run: str
     series: str
     seed: int
-    budget: int  # what was asked for, of what is matched
-    flops_model: int
+    budget: int
+    flops_model: int  # what it came to
     flops_per_token: float  # of a raw token
     n_total: int
     n_active: int
@@ -81,7 +80,7 @@ class About:
     matched: Literal["flops", "tokens", "time"]  # what all cells of one budget have equal
     size: Literal["flops_per_token", "optimum"]  # how the sizes of series were matched
     tolerance: float = 0.01  # relative, of what is matched
-    budgets: tuple[int, ...]  # of what is matched: model FLOPs, raw tokens or seconds of training
+    budgets: tuple[int, ...]  # model FLOPs of a cell of the baseline, to which the others are matched
     baseline: str  # the series that all others are held against
     series: tuple[SeriesAbout, ...]
     seeds: tuple[int, ...]
@@ -144,6 +143,18 @@ class Row:
         return Key(self.series, self.role, self.seed, self.budget, self.yardstick, self.metric, self.split)
 
 
+@config
+class Alike:
+    """How alike two trained models of one budget are in what they make of the same texts: linear CKA, debiased."""
+
+    first: str  # a series
+    second: str  # another, or the same with another seed
+    first_seed: int
+    second_seed: int
+    budget: int
+    value: float  # 1: the same but for a rotation
+
+
 class Key(NamedTuple):
     """Names one row, and its items."""
 
@@ -158,17 +169,18 @@ class Key(NamedTuple):
 
 @config
 class Comparison:
-    version: Literal[1] = _VERSION
+    version: Literal[1] = 1
     about: About
     rows: tuple[Row, ...]
+    alike: tuple[Alike, ...] = ()
     results: tuple[Result, ...] = ()  # none before ``judge``
+    growth: tuple[Growth, ...] = ()  # none under 6 budgets
 
 
 def row_of(whose: Whose, measured: Measured) -> Row:
     given = measured._asdict()
     del given["items"]
-    own = {f.name: getattr(whose, f.name) for f in fields(whose)}  # type: ignore[arg-type]
-    return Row(**own, **given)
+    return Row(**vars(whose), **given)
 
 
 def gathered(
@@ -176,28 +188,32 @@ def gathered(
 ) -> tuple[tuple[Row, ...], dict[Key, Items]]:
     """The long table, and the items of those rows that have some.
 
-    Raises DataError where one number was given twice.
+    Raises DataError where one number was given twice, or is not the mean of its items.
     """
     rows: dict[Key, Row] = {}
     items: dict[Key, Items] = {}
     for whose, one in measured:
         row = row_of(whose, one)
+        name = f"{row.yardstick}/{row.metric} of {row.series}, seed {row.seed}"
         if row.key in rows:
-            raise DataError(f"{row.yardstick}/{row.metric} of {row.series}, seed {row.seed}, was given twice")
+            raise DataError(f"{name}, was given twice")
         rows[row.key] = row
         if one.items is not None:
+            mean = float(np.average(one.items.value, weights=one.items.weight))
+            if not np.isclose(mean, row.value, rtol=_AGREE, atol=_AGREE):
+                raise DataError(f"{name}, is {row.value:.6g}, and the mean of its items is {mean:.6g}")
             items[row.key] = one.items
     return tuple(rows.values()), items
 
 
-def write_comparison(folder: Path, comparison: Comparison, items: dict[Key, Items]) -> None:
+def write_comparison(folder: Path, comparison: Comparison, items: Mapping[Key, Items]) -> None:
     """Both files, each whole or not at all; the same comparison writes the same bytes."""
     from pydantic import TypeAdapter
 
     folder.mkdir(parents=True, exist_ok=True)
     _write_items(folder / ITEMS, items)
     text = TypeAdapter(Comparison).dump_json(comparison, indent=1) + b"\n"
-    _replace(folder / NAME, lambda path: path.write_bytes(text))
+    replaced(folder / NAME, lambda path: path.write_bytes(text))
 
 
 def read_comparison(folder: Path) -> tuple[Comparison, dict[Key, Items]]:
@@ -218,7 +234,7 @@ def read_comparison(folder: Path) -> tuple[Comparison, dict[Key, Items]]:
     return comparison, _read_items(folder / ITEMS)
 
 
-def _write_items(path: Path, items: dict[Key, Items]) -> None:
+def _write_items(path: Path, items: Mapping[Key, Items]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -235,7 +251,7 @@ def _write_items(path: Path, items: dict[Key, Items]) -> None:
     weights = [[None] * len(one.value) if one.weight is None else one.weight for one in items.values()]
     columns["weight"] = pa.array([w for many in weights for w in many], pa.float64())
     table = pa.table(columns)
-    _replace(path, lambda partial: parquet.write_table(table, partial, compression="zstd"))
+    replaced(path, lambda partial: parquet.write_table(table, partial, compression="zstd"))
 
 
 def _read_items(path: Path) -> dict[Key, Items]:
@@ -264,7 +280,12 @@ def _read_items(path: Path) -> dict[Key, Items]:
     return found
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replaced_text(path: Path, text: str) -> None:
+    replaced(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def replaced(path: Path, write: Callable[[Path], object]) -> None:
+    """``path`` as ``write`` makes it: whole or not at all."""
     partial = path.with_name(f"{path.name}.tmp")
     write(partial)
     partial.replace(path)
