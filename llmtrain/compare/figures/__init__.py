@@ -1,0 +1,1 @@
+"""What a comparison looks like: scores, differences, growth with compute, and how alike features are."""

@@ -1,0 +1,99 @@
+"""What a comparison shows and does not show, in sentences made of its results."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from llmtrain.compare import words
+from llmtrain.compare.results import Difference, Estimate, Result, Standing
+from llmtrain.compare.saved import Comparison
+
+LEAST_SEEDS = 3
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """A paragraph for each budget."""
+    return [" ".join(_paragraph(comparison, budget)) for budget in comparison.about.budgets]
+
+
+def _paragraph(comparison: Comparison, budget: int) -> Iterator[str]:
+    about = comparison.about
+    main = [one for one in comparison.results if one.main and one.budget == budget and one.kind != "geometry"]
+    summed = [one for one in main if one.summary and any(standing.common for standing in one.standings)]
+    yield (
+        f"At {words.budget(about, budget)} a cell, {len(about.series) - 1} series are held against {about.baseline}, "
+        f"with {len(about.seeds)} seeds each."
+    )
+    for result in summed:
+        yield from _of_yardstick(result, about.baseline)
+    if left_out := [words.label(one) for one in main if not one.summary]:
+        yield f"Left out here, since it is close to one series' own objective: {words.listed(left_out)}."
+    yield from _weaknesses(comparison, budget, summed)
+
+
+def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
+    """Who is better, who is worse, of whom that is not known, and who has not learned."""
+    name = words.label(result)
+    standing = {one.series: one for one in result.standings}
+    learned = [one for one in result.standings if one.learned is not False]
+    if not learned:
+        never = set.intersection(*(set(one.not_beaten) for one in result.standings))
+        why = f": none was shown to beat {words.listed(sorted(never))}" if never else ""
+        yield f"On {name}, no series has learned at this budget{why}."
+        return
+    judged = [one for one in result.differences if standing[one.series].learned is not False]
+    told = [part for how in ("better", "worse") if (part := _shown(result, judged, how))]
+    open_ = [one for one in judged if one.p_holm is not None and not one.shown]
+    if open_:
+        told.append(_open(open_))
+    if told:
+        yield f"On {name}, {'; '.join(told)}."
+    elif len(learned) > 1:
+        yield f"On {name}, differences to {baseline} have intervals alone: there are too few seeds for a test."
+    if behind := [one for one in result.standings if one.learned is False]:
+        yield f"There, {_unlearned(behind)}."
+    for one in result.standings:
+        if not one.common:
+            yield f"The value of {one.series} means something else ({one.note}), and is not ranked."
+
+
+def _shown(result: Result, differences: list[Difference], how: str) -> str:
+    found = [one for one in differences if words.verdict(result, one) == how]
+    if not found:
+        return ""
+    sizes = [f"{one.series} (by {words.interval(_upright(one.estimate))})" for one in found]
+    return f"{words.listed(sizes)} {'is' if len(found) == 1 else 'are'} {how}"
+
+
+def _upright(found: Estimate) -> Estimate:
+    """Its size, without the sign."""
+    if found.value >= 0 or found.lo is None or found.hi is None:
+        return found
+    return dataclasses.replace(found, value=-found.value, lo=-found.hi, hi=-found.lo)
+
+
+def _open(differences: list[Difference]) -> str:
+    names = words.listed([one.series for one in differences])
+    most = max((one.detectable or 0.0) for one in differences)
+    return f"{words.NO_DIFFERENCE} of {names}, of which {most:.2g} would be shown with a probability of .8"
+
+
+def _unlearned(standings: list[Standing]) -> str:
+    said = [f"{one.series} (not shown to beat {words.listed(one.not_beaten)})" for one in standings]
+    return f"{words.listed(said)} {'is' if len(said) == 1 else 'are'} {words.NOT_LEARNED}"
+
+
+def _weaknesses(comparison: Comparison, budget: int, results: list[Result]) -> Iterator[str]:
+    """What a reader must hold against the numbers."""
+    about = comparison.about
+    unlike = [words.label(one) for one in results if not one.spread.pooled and one.spread.p_alike is not None]
+    if unlike:
+        yield (
+            f"Series scatter unlike on {words.listed(unlike)}: each has its own variance there, and no p value."
+        )
+    if lost := [cell.run for cell in about.cells if cell.budget == budget and cell.status != "finished"]:
+        yield f"Not finished, and so not in any number: {words.listed(lost)}."
+    few = {one.series: one.seeds for result in results for one in result.standings if one.seeds < LEAST_SEEDS}
+    if few:
+        yield f"Fewer than {LEAST_SEEDS} seeds: {words.listed(list(few))}."
+    if edges := [one.series for one in about.tuning if one.budget == budget and not one.inside]:
+        yield f"The best learning rate of {words.listed(edges)} is the last tried: a better one may lie beyond."

@@ -1,0 +1,266 @@
+"""What a comparison says: tables, sentences, figures and the page, each held against the numbers."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compared import BUDGET, YARDSTICKS, Planted, about, by_series, compared
+from llmtrain.compare.checklist import checklist
+from llmtrain.compare.judge import judge
+from llmtrain.compare.laws import LEAST_BUDGETS
+from llmtrain.compare.publish import publish
+from llmtrain.compare.render import csv_text, markdown, terminal
+from llmtrain.compare.report import write_report
+from llmtrain.compare.saved import Comparison, read_comparison
+from llmtrain.compare.summary import summary
+from llmtrain.compare.table import tables
+from llmtrain.compare.words import NO_DIFFERENCE, NOT_LEARNED, value
+from llmtrain.scaling.checklist import NOT_STATED
+from pages import CHROMIUM, NASTY, Page, opened
+
+BUDGETS = (BUDGET // 4, BUDGET // 2, BUDGET)
+FIGURES = {"scores", "differences", "growth", "alike"}
+
+
+def renamed(comparison: Comparison, old: str, new: str) -> Comparison:
+    """With another name for a series, wherever it stands."""
+    from pydantic import TypeAdapter
+
+    adapter = TypeAdapter(Comparison)
+    text = adapter.dump_json(comparison).decode()
+    return adapter.validate_json(text.replace(json.dumps(old), json.dumps(new)))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with all files of a comparison at three budgets, and what was printed."""
+    folder = tmp_path_factory.mktemp("comparison")
+    return folder, publish(*compared(budgets=BUDGETS), folder)
+
+
+@pytest.fixture(scope="module")
+def judged() -> Comparison:
+    return judge(*compared())
+
+
+def test_all_files_are_there(published: tuple[Path, str]) -> None:
+    folder, _ = published
+    assert {path.name for path in folder.iterdir()} == {
+        "comparison.json", "items.parquet", "table.md", "table.csv", "figures", "report.html",
+    }  # fmt: skip
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg")}
+
+
+def test_the_same_scores_write_the_same_files(published: tuple[Path, str], tmp_path: Path) -> None:
+    folder, printed = published
+    assert publish(*read_comparison(folder), tmp_path) == printed
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_every_table_and_figure_names_what_is_matched(published: tuple[Path, str]) -> None:
+    folder, printed = published
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    captions = re.findall(r"<(?:fig)?caption>(.*?)</(?:fig)?caption>", text, re.S)
+    captions = [one for one in captions if "every choice is listed" not in one]
+    assert len(captions) == len(FIGURES) + len(tables(read_comparison(folder)[0]))
+    assert all("Matched: model FLOPs, within 0.01" in one for one in captions)
+    assert "Matched: model FLOPs" in printed
+
+
+def test_tables_have_a_row_a_series_and_the_numbers_of_the_results(judged: Comparison) -> None:
+    first = tables(judged)[0]
+    names = [one.name for one in judged.about.series]
+    assert [row[0] for row in first.rows][: first.rule] == names
+    [result] = [one for one in judged.results if one.yardstick == "probe_name_role" and one.main]
+    column = next(i for i, name in enumerate(first.columns) if name.startswith("probe name role"))
+    for row, standing in zip(first.rows, result.standings, strict=False):
+        assert row[column].startswith(value(standing.estimate))
+        assert ("†" in row[column]) == (standing.learned is False)
+        shown = {one.series for one in result.differences if one.shown}
+        assert bool({"▲", "▼"} & set(row[column])) == (standing.series in shown)
+
+
+def test_what_is_one_objectives_own_has_a_table_of_its_own(judged: Comparison) -> None:
+    where = {column: one.title for one in tables(judged) for column in one.columns}
+    apart = [title for column, title in where.items() if column.startswith("continuation retrieval")]
+    assert apart[0].startswith("Close to one series' own objective")
+    assert next(t for c, t in where.items() if c.startswith("pseudo likelihood")).startswith(
+        "Pseudo-likelihood"
+    )
+    assert not any("continuation" in c for c, t in where.items() if t.startswith("Frozen features"))
+
+
+def test_markdown_and_terminal_say_the_same(judged: Comparison) -> None:
+    found = tables(judged)
+    text, shown = markdown(found), terminal(found, width=200)
+    for one in found:
+        for row in one.rows:
+            assert row[0] in shown
+            assert row[-1].split(" [")[0] in shown
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == sum(len(one.rows) + 2 for one in found)
+    assert all(line.count("|") == 1 + line.count(" | ") + 1 for line in lines if not line.startswith("|---"))
+
+
+def test_csv_has_full_precision(judged: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(judged))))
+    trained = {row["series"]: row for row in rows if row["role"] == "trained"}
+    assert list(trained) == [one.name for one in judged.about.series]
+    for result in judged.results:
+        for one in result.standings:
+            key = f"{result.yardstick}/{result.metric}"
+            assert float(trained[one.series][key]) == one.estimate.value
+            assert float(trained[one.series][f"{key} lo"]) == one.estimate.lo
+    assert trained["contrastive/dense"]["suffix_bits_per_byte/bits per byte"] == ""
+
+
+PLAIN = Planted(
+    "plain", "accuracy", "features", "higher", by_series(0.6, 0.4, 0.8, 0.2, 0.6, 0.6, 0.6), 0.3, {"unigram": 0.3},
+    chance=0.25, ceiling=1.0,
+)  # fmt: skip
+
+
+def test_the_summary_says_who_differs_and_who_does_not() -> None:
+    [text] = summary(judge(*compared(yardsticks=(PLAIN,))))
+    size = r"\(by 0\.\d+ \[0\.\d+, 0\.\d+\]\)"
+    assert re.search(f"denoising/dense {size} is better; mlm/dense {size} is worse;", text)
+    assert re.search(rf"{NO_DIFFERENCE} of clm/moe, clm/ssm and clm/hybrid, of which 0\.0\d+ would", text)
+    assert f"contrastive/dense (not shown to beat untrained and unigram) is {NOT_LEARNED}" in text
+
+
+def test_where_nothing_is_learned_nothing_is_compared() -> None:
+    nothing = PLAIN._replace(trained=by_series(*[0.3] * 7), baselines={"tfidf": 0.7})
+    judged = judge(*compared(yardsticks=(nothing,)))
+    [text] = summary(judged)
+    assert "no series has learned at this budget: none was shown to beat tfidf" in text
+    assert "better" not in text
+    assert all(one.ranks is None for one in judged.results[0].standings)
+
+
+def test_the_summary_owns_up_to_what_is_weak() -> None:
+    comparison, items = compared(yardsticks=(PLAIN,))
+    stated = comparison.about
+    weak = dataclasses.replace(
+        stated,
+        cells=(dataclasses.replace(stated.cells[0], status="diverged"), *stated.cells[1:]),
+        tuning=(dataclasses.replace(stated.tuning[0], inside=False), *stated.tuning[1:]),
+    )
+    rows = tuple(row for row in comparison.rows if (row.series, row.seed) != ("clm/dense", 0))
+    [text] = summary(judge(dataclasses.replace(comparison, about=weak, rows=rows), items))
+    assert f"Not finished, and so not in any number: {stated.cells[0].run}." in text
+    assert "Fewer than 3 seeds: clm/dense." in text
+    assert "The best learning rate of clm/dense is the last tried" in text
+
+
+def test_scatter_that_is_unlike_is_said() -> None:
+    comparison, items = compared(yardsticks=(PLAIN._replace(items=0),))
+    wild = tuple(
+        dataclasses.replace(row, value=0.5 + 0.3 * (row.seed - 1))
+        if (row.series, row.role) == ("clm/ssm", "trained") and row.seed is not None
+        else row
+        for row in comparison.rows
+    )
+    judged = judge(dataclasses.replace(comparison, rows=wild), items)
+    assert not judged.results[0].spread.pooled
+    assert all(one.p is None for one in judged.results[0].differences)
+    assert "Series scatter unlike on plain, accuracy" in summary(judged)[0]
+
+
+def test_errors_grow_less_by_the_planted_law() -> None:
+    """By a tenth for each doubling, alike for all; so a series with half the error is ahead by a known factor."""
+    budgets = tuple(BUDGET // 2**k for k in reversed(range(LEAST_BUDGETS)))
+    one = PLAIN._replace(trained=by_series(0.60, 0.66, 0.60, None, None, None, None), seed_sd=0.002)
+    found = judge(*compared(yardsticks=(one,), budgets=budgets)).growth
+    assert [g.series for g in found] == ["clm/dense", "mlm/dense", "denoising/dense"]
+    alpha = -np.log2(0.9)
+    for g in found:
+        assert g.exponent.lo is not None and g.exponent.hi is not None
+        assert g.exponent.lo - 0.03 <= alpha <= g.exponent.hi + 0.03
+    assert found[0].multipliers == ()
+    saved = (0.34 / 0.40) ** (1 / alpha)
+    assert len(found[1].multipliers) == 3
+    for multiplier in found[1].multipliers:
+        assert multiplier.value == pytest.approx(saved, rel=0.25)
+    assert judge(*compared(yardsticks=(one,), budgets=budgets[1:])).growth == ()
+
+
+def test_the_page_is_self_contained(published: tuple[Path, str]) -> None:
+    text = (published[0] / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.tags.count("img") == len(FIGURES)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", text)
+    for words in (
+        "What the data show",
+        "How to read an interval",
+        "Learning rates tried",
+        "Checklist",
+        NOT_LEARNED,
+    ):
+        assert words in page.text
+    for paragraph in summary(read_comparison(published[0])[0]):
+        assert paragraph in page.text
+
+
+def test_text_of_users_is_escaped_everywhere(judged: Comparison, tmp_path: Path) -> None:
+    nasty = renamed(judged, "clm/hybrid", NASTY)
+    write_report(nasty, tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "script" not in Page(text).tags
+    assert NASTY in Page(text).text
+    for figure in (tmp_path / "figures").glob("*.svg"):
+        assert "<script" not in figure.read_text(encoding="utf-8")
+    assert "<script" not in markdown(tables(nasty))
+
+
+def test_the_checklist_says_what_is_not_stated(judged: Comparison) -> None:
+    bare = dataclasses.replace(
+        judged, about=dataclasses.replace(about(), cells=(), tuning=(), overlap={}, corpus="")
+    )
+    full, gaps = checklist(judged), checklist(bare)
+    assert [item.question for item in full] == [item.question for item in gaps]
+    answers = {item.question: item.answer for item in gaps}
+    for question in ("corpus", "learning rates tried for a series", "overlap with training", "not finished"):
+        assert answers[question] == NOT_STATED
+    assert {item.question for item in full if not item.stated} == {"code", "command"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed: the page was not opened")
+def test_the_page_shows_itself_in_a_browser(published: tuple[Path, str], tmp_path: Path) -> None:
+    """All of it is laid out, and the picture has the figures' colours."""
+    shown, picture = opened(published[0] / "report.html", tmp_path)
+    assert shown.count("<table") == (published[0] / "report.html").read_text().count("<table")
+    assert picture.std() > 0.05
+
+
+@pytest.mark.slow
+def test_wandb_has_the_tables_offline(
+    judged: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmtrain.callbacks.loggers.wandb import WandB
+    from llmtrain.compare.logged import log_tables
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # nobody is logged in
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    folder = tmp_path / "planted"
+    folder.mkdir()
+    log_tables(judged, folder, WandB())
+    [run] = (folder / "wandb").glob("offline-run-*")
+    found = {path.name.split("_")[0]: json.loads(path.read_text()) for path in run.rglob("*.table.json")}
+    assert found.keys() == {"scores", "verdict"}
+    assert len(found["scores"]["data"]) == len(judged.rows)
+    assert len(found["verdict"]["data"]) == sum(len(one.standings) for one in judged.results)
+
+
+def test_yardsticks_that_are_planted_are_all_judged(judged: Comparison) -> None:
+    assert len(judged.results) == len(YARDSTICKS)
