@@ -81,14 +81,7 @@ class Hub(Source):
 def _told(error: Exception, where: str) -> DataError:
     """One line of why ``datasets`` gave up, and what the user can do."""
     told = " ".join(str(error).split())[:300] or type(error).__name__
-    kinds = ""
-    cause: BaseException | None = error
-    while cause is not None:
-        kinds += f" {type(cause).__name__}"
-        cause = cause.__cause__ or cause.__context__
-    if any(
-        kind in kinds for kind in ("Connection", "Offline", "LocalEntryNotFound", "Resolution", "Timeout")
-    ):
+    if of_network(error):
         return Unreachable(
             f"{where}: the Hub cannot be reached ({told}); connect to the network, or train on local files with "
             "data=text, or on the embedded corpus with data=python"
@@ -96,3 +89,14 @@ def _told(error: Exception, where: str) -> DataError:
     return DataError(
         f"{where}: datasets cannot read it ({told}); check data.source.path, name, split, revision and data_files"
     )
+
+
+def of_network(error: Exception) -> bool:
+    """Whether what ``datasets`` raised began with a network that could not be reached."""
+    kinds = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds += f" {type(cause).__name__}"
+        cause = cause.__cause__ or cause.__context__
+    signs = ("Connection", "Offline", "LocalEntryNotFound", "Resolution", "Timeout")
+    return any(sign in kinds for sign in signs)

@@ -1,0 +1,124 @@
+"""Cloze items of any text: an ending, and others as long and about as frequent that could stand in its place."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llmtrain import philox
+from llmtrain.data.tokenizers.base import Tokenizer
+from llmtrain.errors import DataError
+from llmtrain.evaluation.base import Document
+from llmtrain.evaluation.windows import cut
+
+_SPACELESS = "\u3040-\u309f\u30a0-\u30ff\u3400-\u9fff々ー"
+# what is ranked, and the boundary behind it, by which a word is told from a longer one that begins alike
+_WORD = re.compile(r"(?<=\S) ([^\W\d_]{3,})(?=[^\w\s]|\n)")
+_LAST_FOUR = re.compile(rf"([{_SPACELESS}]{{4}})(?=[。、！？」\n])")
+_ANY_WORD = re.compile(r"(?<!\w)[^\W\d_]{3,}(?!\w)")
+
+
+class Cloze(NamedTuple):
+    """A text without its end. All candidates have as many bytes, the boundary included."""
+
+    file: str
+    start: int  # the ending's first byte in the document
+    begins: bool  # whether the document begins with ``given``
+    given: str
+    candidates: tuple[str, ...]  # the true one first, each with the same boundary
+
+    @property
+    def id(self) -> str:
+        return f"{self.file}:{self.start}"
+
+
+class _Place(NamedTuple):
+    document: Document
+    at: int  # character
+    spaced: bool
+    ending: str
+    boundary: str
+
+
+def cloze_items(
+    test: Sequence[Document], every: Sequence[Document], *, most: int, n_candidates: int, context_bytes: int
+) -> list[Cloze]:
+    """At most ``most`` items, spread evenly over the places of ``test`` that have one.
+
+    Where words are spaced, the ending is a word of letters, with the space before and the mark or line break behind
+    it; in Japanese the last four characters before a mark. Its rivals are the endings of as many bytes in ``every``
+    document whose frequency is nearest to its own; where more are as near, they are drawn. Places with too few rivals,
+    or with less than half of ``context_bytes`` before them, are left out. Raises DataError where none is left.
+    """
+    pool = _Pool(every)
+    places = [
+        place
+        for document in test
+        for place in _places(document)
+        if pool.n_rivals(place) >= n_candidates - 1 and _has_context(place, context_bytes // 2)
+    ]
+    if not places:
+        raise DataError(
+            f"the held-out texts have no ending with {n_candidates - 1} others as long: give more text, or fewer "
+            "cloze_candidates"
+        )
+    n = min(most, len(places))
+    chosen = [places[i * len(places) // n] for i in range(n)]
+    return [_item(place, pool.rivals(place, n_candidates - 1), context_bytes) for place in chosen]
+
+
+def _places(document: Document) -> Iterator[_Place]:
+    for pattern, spaced in ((_WORD, True), (_LAST_FOUR, False)):
+        for match in pattern.finditer(document.text):
+            boundary = document.text[match.end()]
+            if not spaced or not re.match(f"[{_SPACELESS}]", match[1]):
+                yield _Place(document, match.start(), spaced, match[1], boundary)
+
+
+def _has_context(place: _Place, n_bytes: int) -> bool:
+    return len(place.document.text[max(0, place.at - n_bytes) : place.at].encode()) >= n_bytes
+
+
+class _Pool:
+    """All endings by kind and length in bytes, with how often they occur."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        counts = {True: Counter[str](), False: Counter[str]()}
+        for document in documents:
+            counts[True].update(_ANY_WORD.findall(document.text))
+            counts[False].update(_LAST_FOUR.findall(document.text))
+        self._counts = counts
+        self._of: dict[tuple[bool, int], list[str]] = {}
+        for spaced, counter in counts.items():
+            for text in sorted(counter):
+                if not (spaced and re.match(f"[{_SPACELESS}]", text)):
+                    self._of.setdefault((spaced, len(text.encode())), []).append(text)
+
+    def n_rivals(self, place: _Place) -> int:
+        return len(self._of.get((place.spaced, len(place.ending.encode())), ())) - 1
+
+    def rivals(self, place: _Place, n: int) -> list[str]:
+        counts = self._counts[place.spaced]
+        others = [t for t in self._of[place.spaced, len(place.ending.encode())] if t != place.ending]
+        order = philox.generator(0, f"cloze {place.document.file}", 0, place.at).permutation(len(others))
+        far = np.abs(np.log([counts[others[i]] for i in order]) - np.log(counts[place.ending]))
+        return [others[order[i]] for i in np.argsort(far, kind="stable")[:n]]
+
+
+def _item(place: _Place, rivals: Sequence[str], context_bytes: int) -> Cloze:
+    before = place.document.text[: place.at].encode()
+    start = 0 if len(before) <= context_bytes else cut(before, len(before) - context_bytes, 0)
+    space = " " if place.spaced else ""
+    return Cloze(
+        place.document.file,
+        len(before),
+        start == 0,
+        before[start:].decode(),
+        tuple(f"{space}{ending}{place.boundary}" for ending in (place.ending, *rivals)),
+    )
+
+
+def candidate_ids(item: Cloze, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    return [tuple(ids.tolist()) for ids in tokenizer.encode_batch(item.candidates)]
