@@ -56,7 +56,13 @@ def _on_file(subject: Subject, task: str, file: str, asked: Evaluation) -> Numbe
     if task != "perplexity":
         if not Path(file).is_file():
             raise ConfigError(f"file={file}: there is no such file")
-        return _generation(subject, replace(asked.generation, yardsticks=(task,), **{task: file}), ())
+        own = asked.generation
+        settings = (
+            replace(own, yardsticks=("choice",), choice=file)
+            if task == "choice"
+            else replace(own, yardsticks=("minimal_pairs",), minimal_pairs=file)
+        )
+        return _generation(subject, settings, ())
     documents = texts_in(file)
     stride = asked.stride or subject.seq_len // 2
     found = perplexity(

@@ -10,7 +10,6 @@ from llmtrain.errors import DataError
 from llmtrain.evaluation.base import Kind, Measured
 
 NAME, ITEMS = "evaluation.json", "evaluation.parquet"
-_VERSION = 1
 
 
 @config
@@ -37,7 +36,7 @@ class Row:
 
 @config
 class Evaluated:
-    version: Literal[1] = _VERSION
+    version: Literal[1] = 1
     run: str
     checkpoint: str  # the folder of its weights
     objective: str
