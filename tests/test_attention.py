@@ -188,7 +188,7 @@ def plain_varlen(
 
 @pytest.fixture
 def plain_flash(monkeypatch):
-    monkeypatch.setattr(attention_gpu, "_kernel", lambda: plain_varlen)
+    monkeypatch.setattr(attention_gpu, "_kernel", plain_varlen)
 
 
 @windows

@@ -6,8 +6,6 @@ answer plainly. flash-attn's plain answer and FlexAttention's masks are held aga
 
 import inspect
 import sys
-from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -79,20 +77,18 @@ def flash_attn_varlen_func(
 
 
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+def flash(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """As if flash-attn were installed."""
     recorder = Recorder(flash_attn_varlen_func)
     package = ModuleType("flash_attn")
     package.flash_attn_varlen_func = recorder  # type: ignore[attr-defined]
-    package.__spec__ = ModuleSpec("flash_attn", None)
     monkeypatch.setitem(sys.modules, "flash_attn", package)
-    attention_gpu._kernel.cache_clear()
-    yield recorder
-    attention_gpu._kernel.cache_clear()
+    monkeypatch.setattr(attention_gpu, "_kernel", attention_gpu._by_flash_attn)
+    return recorder
 
 
 @pytest.fixture
-def torchs_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+def torchs_flash(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """As on a GPU without flash-attn."""
     from torch.nn.attention import varlen
 
@@ -108,9 +104,8 @@ def torchs_flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     )
     recorder = Recorder(varlen_attn)
     monkeypatch.setattr(varlen, "varlen_attn", recorder)
-    attention_gpu._kernel.cache_clear()
-    yield recorder
-    attention_gpu._kernel.cache_clear()
+    monkeypatch.setattr(attention_gpu, "_kernel", attention_gpu._by_torch)
+    return recorder
 
 
 def heads(seq: Seq, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,7 +213,7 @@ def test_flex_gets_a_block_mask_of_each_row_and_grouped_heads(monkeypatch, visib
     ours = set(inspect.signature(flex_attention).parameters)
     assert ours <= set(inspect.signature(torchs.flex_attention).parameters)
     recorder = Recorder(flex_attention)
-    monkeypatch.setattr(attention_gpu, "_flex", lambda compiled: recorder)
+    monkeypatch.setattr(attention_gpu, "_flex", recorder)
     seq = stream(((100, 28), (128,), (60,)), 130, visibility)
     by("flex", seq, torch.bfloat16, visibility)
     (call,) = recorder.calls

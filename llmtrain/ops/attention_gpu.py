@@ -35,17 +35,17 @@ def flash(
     """
     if not dataless.has_data(q):
         return dataless.flash(q, k, v, q_seq, k_seq, visibility=visibility)
-    ends = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # N H K
+    a, b, c = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # N H K
     every = _packing(q_seq, k_seq, among_prefix=False)
-    y = _varlen(*ends, every, causal=visibility is not Visibility.BIDIRECTIONAL, window=window)
+    y = _varlen(a, b, c, every, causal=visibility is not Visibility.BIDIRECTIONAL, window=window)
     if every.queries is not None:
-        y = torch.zeros_like(ends[0]).index_copy(0, every.queries, y)
+        y = torch.zeros_like(a).index_copy(0, every.queries, y)
     elif every.padding is not None:
         y = y.masked_fill(every.padding, 0.0)
     if visibility is Visibility.PREFIX:
         among = _packing(q_seq, k_seq, among_prefix=True)
         assert among.queries is not None
-        y = y.index_copy(0, among.queries, _varlen(*ends, among, causal=False, window=window))
+        y = y.index_copy(0, among.queries, _varlen(a, b, c, among, causal=False, window=window))
     return y.unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
@@ -73,28 +73,33 @@ def _varlen(
     if not (len(q) and len(k)):
         return torch.zeros_like(q)
     ahead = -1 if window is None else window - 1
-    return _kernel()(
+    return _kernel(
         q, k, v, of.q_bounds, of.k_bounds, of.q_longest, of.k_longest,
         window_size=(ahead, 0 if causal else ahead),
     )  # fmt: skip
 
 
-@functools.cache
-def _kernel() -> Callable[..., Tensor]:
-    """A function of (q, k, v, bounds of q, of k, longest of q, of k, window_size); a window of (n, 0) is causal."""
-    if importlib.util.find_spec("flash_attn"):
-        from flash_attn import flash_attn_varlen_func
+def _by_flash_attn(*inputs: Any, window_size: tuple[int, int]) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
 
-        def kernel(*inputs: Any, window_size: tuple[int, int]) -> Tensor:
-            return flash_attn_varlen_func(
-                *inputs, window_size=window_size, causal=window_size[1] == 0,
-                deterministic=torch.are_deterministic_algorithms_enabled(),
-            )  # fmt: skip
+    return flash_attn_varlen_func(
+        *inputs, window_size=window_size, causal=window_size[1] == 0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
 
-        return kernel
+
+def _by_torch(*inputs: Any, window_size: tuple[int, int]) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    return functools.partial(varlen_attn, enable_gqa=True)  # which asks torch itself for determinism
+    y = varlen_attn(
+        *inputs, window_size=window_size, enable_gqa=True
+    )  # which asks torch itself for determinism
+    assert isinstance(y, Tensor)
+    return y
+
+
+# (q, k, v, bounds of q, of k, longest of q, of k, window_size); a window of (n, 0) is causal
+_kernel = _by_flash_attn if importlib.util.find_spec("flash_attn") else _by_torch
 
 
 def _once_a_batch(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,7 +170,8 @@ def flex(
     width = q.shape[-1]
     missing = max(0, _NARROWEST - width)  # zeros change no product
     q, k, v = (F.pad(x, (0, missing)) if missing else x for x in (q, k, v))
-    y = _flex(q.is_cuda)(q, k, v, block_mask=blocks, enable_gqa=True, scale=width**-0.5)
+    apart = q.is_cuda and not torch.compiler.is_compiling()
+    y = (_compiled_flex() if apart else _flex)(q, k, v, block_mask=blocks, enable_gqa=True, scale=width**-0.5)
     return y[..., :width]
 
 
@@ -189,8 +195,15 @@ _blocks_once = _once_a_batch(_blocks)
 _NARROWEST = 16  # a head, for its compiled kernel
 
 
-@functools.cache
-def _flex(compiled: bool) -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
+def _flex(*inputs: Tensor, **options: Any) -> Tensor:
+    from torch.nn.attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention  # type: ignore[return-value]
+    kernel: Callable[..., Tensor] = (
+        flex_attention.flex_attention
+    )  # of its overloads, the one without statistics
+    return kernel(*inputs, **options)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(_flex)
