@@ -147,7 +147,7 @@ class _Judged:
         if not against or self.rows[0].kind == "geometry":
             return None
         return [
-            "untrained" if other.role == "untrained" else other.name
+            other.role if other.role == "untrained" else other.name
             for other in against
             if not self._beats(one, other)
         ]

@@ -10,7 +10,7 @@ from llmtrain.compare.figures.alike import alike
 from llmtrain.compare.figures.growth import growth
 from llmtrain.compare.figures.scores import differences, scores
 from llmtrain.compare.saved import Comparison, replaced_text
-from llmtrain.compare.summary import summary
+from llmtrain.compare.summary import statements
 from llmtrain.compare.table import Table, tables
 from llmtrain.scaling.figures.canvas import Drawn, draw_and_write
 from llmtrain.scaling.page import embedded, rendered
@@ -36,7 +36,7 @@ def render(comparison: Comparison, drawn: list[Drawn], folder: Path) -> str:
         about=about,
         matched=words.matched(about),
         budgets=[words.budget(about, budget) for budget in about.budgets],
-        summary=summary(comparison),
+        summary=[list(statements(comparison, budget)) for budget in about.budgets],
         scores=[one for one in found if one.rule is not None],
         differences=[one for one in found if one.rule is None],
         figures=[

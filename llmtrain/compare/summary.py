@@ -1,21 +1,23 @@
 """What a comparison shows and does not show, in sentences made of its results."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llmtrain.compare import words
 from llmtrain.compare.results import Difference, Estimate, Result, Standing
 from llmtrain.compare.saved import Comparison
+from llmtrain.compare.table import UNTRAINED
 
 LEAST_SEEDS = 3
 
 
 def summary(comparison: Comparison) -> list[str]:
     """A paragraph for each budget."""
-    return [" ".join(_paragraph(comparison, budget)) for budget in comparison.about.budgets]
+    return [" ".join(statements(comparison, budget)) for budget in comparison.about.budgets]
 
 
-def _paragraph(comparison: Comparison, budget: int) -> Iterator[str]:
+def statements(comparison: Comparison, budget: int) -> Iterator[str]:
+    """What is compared, what each yardstick of the summary shows, and what speaks against the numbers."""
     about = comparison.about
     main = [one for one in comparison.results if one.main and one.budget == budget and one.kind != "geometry"]
     summed = [one for one in main if one.summary and any(standing.common for standing in one.standings)]
@@ -24,7 +26,7 @@ def _paragraph(comparison: Comparison, budget: int) -> Iterator[str]:
         f"with {len(about.seeds)} seeds each."
     )
     for result in summed:
-        yield from _of_yardstick(result, about.baseline)
+        yield " ".join(_of_yardstick(result, about.baseline))
     if left_out := [words.label(one) for one in main if not one.summary]:
         yield f"Left out here, since it is close to one series' own objective: {words.listed(left_out)}."
     yield from _weaknesses(comparison, budget, summed)
@@ -37,7 +39,7 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
     learned = [one for one in result.standings if one.learned is not False]
     if not learned:
         never = set.intersection(*(set(one.not_beaten) for one in result.standings))
-        why = f": none was shown to beat {words.listed(sorted(never))}" if never else ""
+        why = f": none was shown to beat {_baselines(sorted(never))}" if never else ""
         yield f"On {name}, no series has learned at this budget{why}."
         return
     judged = [one for one in result.differences if standing[one.series].learned is not False]
@@ -48,7 +50,8 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
     if told:
         yield f"On {name}, {'; '.join(told)}."
     elif len(learned) > 1:
-        yield f"On {name}, differences to {baseline} have intervals alone: there are too few seeds for a test."
+        why = "there are too few seeds for a test" if result.spread.pooled else "series scatter unlike"
+        yield f"On {name}, differences to {baseline} have intervals alone, since {why}."
     if behind := [one for one in result.standings if one.learned is False]:
         yield f"There, {_unlearned(behind)}."
     for one in result.standings:
@@ -78,8 +81,12 @@ def _open(differences: list[Difference]) -> str:
 
 
 def _unlearned(standings: list[Standing]) -> str:
-    said = [f"{one.series} (not shown to beat {words.listed(one.not_beaten)})" for one in standings]
+    said = [f"{one.series} (not shown to beat {_baselines(one.not_beaten)})" for one in standings]
     return f"{words.listed(said)} {'is' if len(said) == 1 else 'are'} {words.NOT_LEARNED}"
+
+
+def _baselines(names: Sequence[str]) -> str:
+    return words.listed(["its untrained model" if name == UNTRAINED else name for name in names])
 
 
 def _weaknesses(comparison: Comparison, budget: int, results: list[Result]) -> Iterator[str]:
@@ -88,7 +95,7 @@ def _weaknesses(comparison: Comparison, budget: int, results: list[Result]) -> I
     unlike = [words.label(one) for one in results if not one.spread.pooled and one.spread.p_alike is not None]
     if unlike:
         yield (
-            f"Series scatter unlike on {words.listed(unlike)}: each has its own variance there, and no p value."
+            f"Where series scatter unlike ({words.listed(unlike)}), each has its own variance, and there is no p value."
         )
     if lost := [cell.run for cell in about.cells if cell.budget == budget and cell.status != "finished"]:
         yield f"Not finished, and so not in any number: {words.listed(lost)}."

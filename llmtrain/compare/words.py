@@ -20,10 +20,8 @@ def matched(about: About) -> str:
     """What all cells of a budget have equal, as every caption says it."""
     trials = {len(tuning.losses) for tuning in about.tuning}
     rates = f"; best of {min(trials)} learning rates for every series" if len(trials) == 1 else ""
-    return (
-        f"Matched: {_MATCHED[about.matched]}, within {about.tolerance:.2g} of the baseline's; {_SIZES[about.size]}"
-        f"{rates}"
-    )
+    within = f"within {100 * about.tolerance:.2g}% of the baseline's"
+    return f"Matched: {_MATCHED[about.matched]}, {within}; {_SIZES[about.size]}{rates}"
 
 
 def budget(about: About, flops: int) -> str:
