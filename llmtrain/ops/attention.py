@@ -10,6 +10,7 @@ from torch import Tensor
 from llmtrain.ops import attention_gpu, backend, dataless
 from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.ops.mask import Heads, Kernel, KeyHeads, mask
+from llmtrain.ops.once import once_a_batch
 from llmtrain.types import NO_DOC, Seq, Visibility
 
 
@@ -110,6 +111,7 @@ def by_document(
     return torch.cat([out[r] for r in range(n_rows)])
 
 
+@once_a_batch
 def lengths(seq: Seq) -> list[list[int]]:
     """The number of tokens of every document of every row, in order; padding is left out."""
     real = (doc[doc != NO_DOC] for doc in seq.doc.cpu().numpy())

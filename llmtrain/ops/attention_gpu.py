@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from llmtrain.ops import dataless
 from llmtrain.ops.mask import Heads, KeyHeads
+from llmtrain.ops.once import once_a_batch
 from llmtrain.types import NO_DOC, Seq, Visibility
 
 
@@ -102,28 +102,8 @@ def _by_torch(*inputs: Any, window_size: tuple[int, int]) -> Tensor:
 _kernel = _by_flash_attn if importlib.util.find_spec("flash_attn") else _by_torch
 
 
-def _once_a_batch(make: Callable[..., Any]) -> Callable[..., Any]:
-    """``make(q_seq, k_seq, **options)`` once for the layers that share a batch: it waits for the GPU, or is large."""
-    recent: list[tuple[tuple[weakref.ref, ...], dict[str, Any], Any]] = []
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds depends on the data
-    @functools.wraps(make)
-    def made(q_seq: Seq, k_seq: Seq, **options: Any) -> Any:
-        tensors = (q_seq.doc, q_seq.pos, k_seq.doc, k_seq.pos, k_seq.prefix)
-        for known, with_, result in recent:
-            if with_ == options and all(ref() is t for ref, t in zip(known, tensors, strict=True)):
-                return result
-        recent.insert(0, (tuple(map(weakref.ref, tensors)), options, make(q_seq, k_seq, **options)))
-        del recent[_BATCHES:]
-        return recent[0][2]
-
-    return made
-
-
-_BATCHES = 4  # kept: a stream's layouts for two visibilities, and those of its source
-
-
-@_once_a_batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its bounds depend on the data, and so do their number
+@once_a_batch
 def _packing(q_seq: Seq, k_seq: Seq, *, among_prefix: bool) -> Packing:
     if q_seq is k_seq and not among_prefix:
         bounds, longest = _runs(_names(q_seq).flatten())
@@ -166,7 +146,7 @@ def flex(
     """FlexAttention: any visibility in one compiled kernel that skips the blocks nobody sees."""
     if not dataless.has_data(q):
         return dataless.flex(q, k, v)
-    blocks = (_blocks if torch.compiler.is_compiling() else _blocks_once)(q_seq, k_seq, window=window)
+    blocks = _blocks(q_seq, k_seq, window=window)
     width = q.shape[-1]
     missing = max(0, _NARROWEST - width)  # zeros change no product
     q, k, v = (F.pad(x, (0, missing)) if missing else x for x in (q, k, v))
@@ -175,6 +155,7 @@ def flex(
     return y[..., :width]
 
 
+@once_a_batch
 def _blocks(q_seq: Seq, k_seq: Seq, *, window: int | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -191,7 +172,6 @@ def _blocks(q_seq: Seq, k_seq: Seq, *, window: int | None) -> Any:
     )  # fmt: skip
 
 
-_blocks_once = _once_a_batch(_blocks)
 _NARROWEST = 16  # a head, for its compiled kernel
 
 

@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmtrain.ops.dtypes import at_least_float32
+from llmtrain.ops.once import once_a_batch
 
 Rotation = tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
 
 
-def rotation(pos: Int[Tensor, "B T"], d: int, base: float, dtype: torch.dtype) -> Rotation:
+@once_a_batch
+def rotation(pos: Int[Tensor, "B T"], *, d: int, base: float, dtype: torch.dtype) -> Rotation:
     """Cosine and sine of every position's angles (Su et al. 2021), for heads of width ``d``.
 
     Angles are computed in at least float32: in bfloat16 positions past 256 would share one.

@@ -130,7 +130,7 @@ class AttentionModule(MixerModule):
         )
         if self.cfg.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        turn: Rotation = rotation(seq.pos, self.cfg.head_dim, self.cfg.rope_base, q.dtype)
+        turn: Rotation = rotation(seq.pos, d=self.cfg.head_dim, base=self.cfg.rope_base, dtype=q.dtype)
         yield rotate(q, turn)
         yield rotate(k, turn)
         yield v
