@@ -561,6 +561,23 @@ def test_tensorboard_gets_the_rows_of_the_metrics(home: Path) -> None:
     assert events.Scalars("validation/clm_nats_per_token")
 
 
+def test_a_wandb_that_cannot_even_begin_offline_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    def init(**options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb, "init", init)
+    [sink] = WandB(mode="offline").open(tmp_path, {}, step=0)
+    sink.log({"step": 1, "loss": 1.0})
+    sink.close()
+    assert [r.getMessage() for r in caplog.records if "left out" in r.getMessage()] == [
+        "wandb failed ([Errno 28] No space left on device) and is left out from here on; metrics.jsonl has everything"
+    ]
+
+
 @pytest.mark.slow
 def test_wandb_logs_offline_into_the_folder_of_the_run(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

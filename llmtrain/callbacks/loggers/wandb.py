@@ -59,7 +59,11 @@ class WandBSink(Sink):
             except wandb.Error as error:
                 reason = " ".join(str(error).split())
                 run_id += "-offline"  # wandb holds on to the id that it could not open
-        self._run = wandb.init(mode="offline", settings=settings, id=run_id, **options)
+        try:
+            self._run = wandb.init(mode="offline", settings=settings, id=run_id, **options)
+        except Exception as error:  # a disk without room for its files, a service process that does not start
+            self._leave_out(error)
+            return
         if reason and (reason != NO_LOGIN or cfg.mode == "online"):
             log.warning("wandb cannot be reached: %s", reason)
         log.info("wandb logs offline; later: wandb sync %s/wandb/offline-run-*", folder)
@@ -77,8 +81,11 @@ class WandBSink(Sink):
         try:
             call()
         except Exception as error:  # whatever wandb raises
-            self._failed = True
-            log.warning("wandb failed (%s) and is left out from here on; metrics.jsonl has everything", error)
+            self._leave_out(error)
+
+    def _leave_out(self, error: Exception) -> None:
+        self._failed = True
+        log.warning("wandb failed (%s) and is left out from here on; metrics.jsonl has everything", error)
 
 
 NO_LOGIN = "there is no login: wandb login"
