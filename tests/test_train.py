@@ -18,6 +18,7 @@ import torch
 import llmtrain
 from llmtrain import accounting
 from llmtrain.batch import split_batch
+from llmtrain.callbacks.loggers.wandb import WandB
 from llmtrain.checkpoint import find, load, save
 from llmtrain.data.corpus import Corpus, Mix
 from llmtrain.data.prepare import prepare
