@@ -72,7 +72,7 @@ class WandBSink(Sink):
         self._kept_apart(lambda: self._run.log(row, step=row["step"]))
 
     def close(self) -> None:
-        self._kept_apart(self._run.finish)
+        self._kept_apart(lambda: self._run.finish())
 
     def _kept_apart(self, call: Callable[[], Any]) -> None:
         """A service that fails is no reason for a run to fail: said once, then left out."""
