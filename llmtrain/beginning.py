@@ -51,12 +51,11 @@ def laid_out(module: Pretrain, *, setup: Setup, fresh: bool) -> None:
 def _values(model: Model, *, setup: Setup, fresh: bool) -> Iterator[tuple[str, Tensor]]:
     """The initial weights one by one; those of a public folder by way of a whole model on each rank's host."""
     run, vocab_size = setup.run, setup.prepared.vocab.size
-    cfg = run.sized(vocab_size)
-    n_layers, _ = cfg.shape
+    n_layers, _ = run.sized(vocab_size).shape
     if not fresh or public_folder(run) is None:
         yield from draws(model, n_layers=n_layers, seed=run.init_seed)
         return
-    whole = run.objective.build(cfg, vocab_size)
+    whole = run.build(vocab_size)
     initialise(whole, n_layers=n_layers, seed=run.init_seed)
     from_public(setup, whole)
     yield from whole.named_parameters()

@@ -103,6 +103,7 @@ def record_of(
         warmup_steps=run.schedule.warmup_steps(setup.horizon),
         decay_steps=decay,
         lr=run.optim.lr,
+        parametrization=run.parametrization.label,
         betas=run.optim.betas,
         weight_decay=run.optim.weight_decay,
         precision=run.trainer.chosen_precision(),

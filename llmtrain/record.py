@@ -53,7 +53,8 @@ class RunRecord:
     horizon_steps: int  # what the schedule was made for
     warmup_steps: int
     decay_steps: int
-    lr: float
+    lr: float  # at the base of the parametrisation
+    parametrization: str = "standard"
     betas: tuple[float, float]
     weight_decay: float
     precision: str

@@ -8,14 +8,15 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from llmtrain.accounting import size, solve_width, without_table
+from llmtrain.accounting import meta_model, size, solve_width, without_table
 from llmtrain.callbacks.loggers.base import Logger
 from llmtrain.callbacks.settings import Checkpointing, Evaluating
 from llmtrain.config import config, free, is_folder_name, to_plain
 from llmtrain.data.corpus import Corpus, Mix
 from llmtrain.data.tokenizers.base import TokenizerConfig
 from llmtrain.estimate import Estimate
-from llmtrain.nn.model import ModelConfig
+from llmtrain.nn.model import Model, ModelConfig
+from llmtrain.nn.parametrization import Parametrization, Standard
 from llmtrain.nn.size import Dial
 from llmtrain.objectives.base import Objective
 from llmtrain.optim.base import Optim
@@ -46,6 +47,7 @@ class Run:
     objective: Objective
     model: ModelConfig
     size: Dial
+    parametrization: Parametrization = Standard()
     data: Corpus | Mix
     tokenizer: TokenizerConfig
     optim: Optim
@@ -114,7 +116,9 @@ class Run:
         width = self.model.d_model or self.size.d_model
         if width is not None:  # else it is solved for, once the vocabulary is known
             layers = dataclasses.replace(self.model, n_layers=len(self.model.layers), d_model=width)
-            size(layers, self.objective, self.tokenizer.n_reserved + 1)
+            vocab_size = self.tokenizer.n_reserved + 1
+            size(layers, self.objective, vocab_size)
+            self.parametrization.scales(layers, lambda cfg: meta_model(cfg, self.objective, vocab_size))
 
     @property
     def init_seed(self) -> int:
@@ -142,7 +146,7 @@ class Run:
         return self.runs / (self.name or f"{self.labels.experiment}-{self.config_hash[:8]}")
 
     def sized(self, vocab_size: int) -> ModelConfig:
-        """The model with depth and width from the dial, where it does not give its own.
+        """The model with depth and width from the dial, where it does not give its own, as it is parametrised.
 
         Raises ValueError where a layer cannot have that width.
         """
@@ -150,11 +154,23 @@ class Run:
         model = dataclasses.replace(
             self.model, n_layers=n_layers, d_model=self.model.d_model or self.size.d_model
         )
-        if model.d_model is not None:
-            return model
-        assert self.size.n is not None, "a dial without width has a number of parameters"
-        width = solve_width(model, self.objective, vocab_size, n=self.size.n, step=self.size.step)
-        return dataclasses.replace(model, d_model=width)
+        if model.d_model is None:
+            assert self.size.n is not None, "a dial without width has a number of parameters"
+            width = solve_width(model, self.objective, vocab_size, n=self.size.n, step=self.size.step)
+            model = dataclasses.replace(model, d_model=width)
+        return self.parametrization.applied(model)
+
+    def build(self, vocab_size: int) -> Model:
+        """The model that is trained, not yet initialised, which knows how its parameters are scaled.
+
+        Raises ValueError where a layer cannot have its width, or the one that its parametrisation compares it with.
+        """
+        cfg = self.sized(vocab_size)
+        model = self.objective.build(cfg, vocab_size)
+        model.scales = self.parametrization.scales(
+            cfg, lambda other: meta_model(other, self.objective, vocab_size)
+        )
+        return model
 
     def horizon(self, vocab_size: int, *, flops_per_row: int, raw_per_row: float, rows_per_epoch: int) -> int:
         """The run's length in optimiser steps, whatever it was given in."""

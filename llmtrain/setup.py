@@ -84,7 +84,7 @@ def set_up(run: Run, prepared: Prepared) -> Setup:
         run.objective.check_vocab(prepared.vocab, run.seq_len)
         cfg = run.sized(vocab_size)
         with torch.device("meta") if run.trainer.sharded else nullcontext():
-            model = run.objective.build(cfg, vocab_size)
+            model = run.build(vocab_size)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if run.trainer.activation_checkpointing == "block":

@@ -207,7 +207,9 @@ def test_every_parameter_has_a_role_that_fits_its_shape(cfg):
         assert (p.ndim == 1) == (role.kind == "vector"), name
         assert not role.splits or sum(role.splits) == p.shape[-2], name
     writers = {name for name, role in found.items() if role.residual}
-    assert writers == {name for name in found if name.endswith(("out.weight", "down.weight"))}
+    assert writers == {
+        name for name in found if name.endswith(("out.weight", "down.weight")) or ".after." in name
+    }
     assert found["trunk.blocks.0.mixer.qkv.weight"].splits[0] == 32
     assert found["embed.weight"] == Role("embedding")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from llmtrain.nn.roles import Role
+from llmtrain.nn.roles import Role, Scale
 from llmtrain.optim.adamw import AdamW
 from llmtrain.optim.base import Optim
 from llmtrain.optim.muon import Muon
@@ -26,6 +26,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.scales = {"qkv": Scale((1, 1, 1), 0.25, 0.25, 4.0, (4.0, 1.0, 4.0)), "gain": Scale(rate=0.5)}
         self.roles = {"qkv": Role("matrix", (4, 3, 2)), "experts": Role("matrix"), "gain": Role("vector")}
         for name, shape in {"qkv": (9, 6), "experts": (2, 4, 6), "gain": (5,)}.items():
             self.register_parameter(name, nn.Parameter(draw(shape, len(name))))

@@ -47,6 +47,17 @@ def test_a_run_begins_with_the_weights_of_a_folder_that_another_was_exported_to(
         torch.testing.assert_close(second[name], weight, rtol=0, atol=1e-6)
 
 
+def test_a_readout_is_taken_out_of_the_weights_that_a_run_begins_with(home: Path) -> None:
+    run = tiny(
+        home, name="wide", steps=1, seq_len=64, init_from=home / "public", optim__lr=1e-30,
+        parametrization="mup", parametrization__base_width=8,
+    )  # fmt: skip
+    train(run)
+    first, wide = (load(home / "runs" / name).model for name in ("first", "wide"))
+    assert wide.readout == 0.5
+    torch.testing.assert_close(0.5 * wide.trunk.norm.weight, first.trunk.norm.weight, rtol=0, atol=1e-6)
+
+
 def test_ranks_that_hold_parts_begin_with_the_same_weights(home: Path) -> None:
     run = tiny(
         home, name="parts", steps=1, seq_len=64, init_from=home / "public", optim__lr=1e-30,

@@ -40,8 +40,8 @@ NAMED = {"numbers": "txt", "again": "jsonl"}  # sets held out, and their files
 PINNED = {
     "run", "cell", "trunk", "parent", "branch_step", "series", "objective", "architecture", "size", "n",
     "seed_init", "seed_data", "seq_len", "batch_rows", "steps", "horizon_steps", "warmup_steps",
-    "decay_steps", "lr", "betas", "weight_decay", "precision", "raw_tokens", "positions", "scored", "pairs",
-    "unique_tokens", "epochs", "flops_model", "flops_counter", "flops_6nd", "score", "bits_per_byte",
+    "decay_steps", "lr", "betas", "weight_decay", "precision", "parametrization", "raw_tokens", "positions",
+    "scored", "pairs", "unique_tokens", "epochs", "flops_model", "flops_counter", "flops_6nd", "score", "bits_per_byte",
     "status", "decayed", "tokens_per_second", "mfu", "peak_memory_bytes", "wall_seconds", "device",
     "corpus_fingerprint", "tokenizer_hash", "config_hash", "git", "versions",
 }  # fmt: skip

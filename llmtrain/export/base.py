@@ -159,6 +159,12 @@ def refuse(key: str, value: object, family: str, *, why: str, way_out: str) -> C
     return ConfigError(f"{key}={value} cannot be exported to {family}, {why}: train with {way_out}")
 
 
+def rescaled(state: Mapping[str, Tensor], readout: float) -> dict[str, Tensor]:
+    """``state`` with what multiplies hidden states before the head taken into the gain that they come from."""
+    gain = "trunk.norm.weight"
+    return {**state, gain: state[gain] * readout}
+
+
 def layers_of(cfg: ModelConfig) -> list[Layer]:
     return [cfg.layer(i) for i in range(cfg.shape[0])]
 

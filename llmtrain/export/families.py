@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from llmtrain.errors import ConfigError
-from llmtrain.export.base import Family, Public, Use, layers_of
+from llmtrain.export.base import Family, Public, Use, layers_of, rescaled
 from llmtrain.export.dense import EuroBert, Llama
 from llmtrain.export.mamba import GraniteHybrid, Mamba2
 from llmtrain.export.moe import Mixtral, Qwen3MoE
@@ -40,7 +40,7 @@ def to_hf(cfg: ModelConfig, use: Use, state: Mapping[str, Tensor], *, seq_len: i
     ``seq_len`` is the length that it was trained on. Raises ConfigError where there is no equal, with the nearest
     choice that has one.
     """
-    return family_of(cfg, use).give(cfg, use, state, seq_len=seq_len)
+    return family_of(cfg, use).give(cfg, use, rescaled(state, cfg.readout), seq_len=seq_len)
 
 
 def from_hf(

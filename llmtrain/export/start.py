@@ -7,7 +7,7 @@ from llmtrain.config import differences, to_plain
 from llmtrain.data.tokenizers.base import Tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.export.alone import alone
-from llmtrain.export.base import Use
+from llmtrain.export.base import Use, rescaled
 from llmtrain.export.pretrained import Pretrained, behind_reserved, load_pretrained
 from llmtrain.export.tokenizer import TEXTS
 from llmtrain.nn.model import Model, ModelConfig
@@ -20,7 +20,8 @@ _FREE = (
     "dt_min",
     "dt_max",
     "chunk",
-)  # of training, not of the function
+    "readout",
+)  # of training, or taken into the weights: not of the function
 
 
 def start_from(folder: Path, model: Model, cfg: ModelConfig, use: Use, tokenizer: Tokenizer) -> None:
@@ -43,6 +44,7 @@ def start_from(folder: Path, model: Model, cfg: ModelConfig, use: Use, tokenizer
     shift = 0 if found.vocab_size == tokenizer.vocab_size else tokenizer.n_reserved
     _check_tokenizer(folder, tokenizer, theirs, shift)
     state = found.state if not shift else behind_reserved(found, fresh, n_reserved=shift)
+    state = rescaled(state, 1 / cfg.readout)
     _check_shapes(folder, found, fresh, state)
     model.load_state_dict(state, strict=False)  # a head that the folder has not stays newly drawn
 

@@ -14,7 +14,7 @@ from llmtrain.config import config
 from llmtrain.nn.base import MLP, Extent, Flops, HeadModule, LayerConfig, Mixer
 from llmtrain.nn.mixers.cross import CrossAttention
 from llmtrain.nn.norm import RMSNorm
-from llmtrain.nn.roles import Role
+from llmtrain.nn.roles import Role, Scale
 from llmtrain.ops.dropout import dropout
 from llmtrain.types import Hidden, Routing, Seq, Visibility
 
@@ -44,6 +44,7 @@ class ModelConfig:
     tie_embeddings: bool = True  # the head reads the input embedding's table
     share_embeddings: bool = True  # an encoder reads the decoder's table; else it has one of its own
     embed_scale: bool = False  # embeddings times sqrt(d_model) (Vaswani et al. 2017), as Gemma has them
+    readout: PositiveFloat = 1.0  # hidden states are multiplied by it on their way to the head
     dropout: float = 0.0  # share of what each part adds to the residual stream, and of the embedding
     cross: CrossAttention = CrossAttention()  # used where the objective asks for an encoder
 
@@ -89,6 +90,8 @@ class Block(nn.Module):
 
         self.before = norms()
         self.after = norms() if cfg.norm == "sandwich" else None
+        for norm in self.after.values() if self.after is not None else ():
+            norm.roles = {"weight": Role("vector", residual=True)}  # type: ignore[assignment]
 
     def forward(self, x: Float[Tensor, "B T D"], seq: Seq, source: Source | None, key: Key = None) -> Hidden:
         x = x + self._after("mixer", self.mixer(self.before["mixer"](x), seq), key)
@@ -200,6 +203,8 @@ class Model(nn.Module):
             nn.Embedding(vocab_size, d_model) if encoder and not cfg.share_embeddings else None
         )
         self.scale = d_model**0.5 if cfg.embed_scale else None
+        self.readout = cfg.readout
+        self.scales: dict[str, Scale] = {}  # of its parameters by name, where they are not the standard ones
         self.encoder = Trunk(cfg, Visibility.BIDIRECTIONAL, place=_ENCODER) if encoder else None
         self.trunk = Trunk(cfg, visibility, cross=encoder)
         self.head = head
@@ -209,9 +214,9 @@ class Model(nn.Module):
     def forward(self, seq: Seq, source: Seq | None = None, *, key: Key = None) -> Hidden:
         """Hidden states of ``seq``, which a decoder reads beside ``source``; ``key`` addresses dropout in training."""
         if source is None:
-            return self.trunk(self._embedded(seq), seq, key=key)
+            return self._read(self.trunk(self._embedded(seq), seq, key=key))
         memory = self._encoded(source, key)
-        out = self.trunk(self._embedded(seq), seq, (memory.h, source), key=key)
+        out = self._read(self.trunk(self._embedded(seq), seq, (memory.h, source), key=key))
         return Hidden(out.h, memory.routing + out.routing)
 
     def stacks(self) -> list[Trunk]:
@@ -243,11 +248,15 @@ class Model(nn.Module):
         self, seq: Seq, state: list[Any], source: Source | None = None
     ) -> tuple[Float[Tensor, "B T D"], list[Any]]:
         """Hidden states of the next tokens of a decoder, and its state after them; a prefix comes whole in one call."""
-        return self.trunk.step(self._embedded(seq), seq, state, source)
+        h, state = self.trunk.step(self._embedded(seq), seq, state, source)
+        return self._read(Hidden(h, ())).h, state
 
     def _encoded(self, source: Seq, key: Key) -> Hidden:
         assert self.encoder is not None, "a source needs an encoder, which the objective asks for"
         return self.encoder(self._embedded(source, self.source_embed), source, key=key)
+
+    def _read(self, out: Hidden) -> Hidden:
+        return out if self.readout == 1.0 else out._replace(h=out.h * self.readout)
 
     def _embedded(self, seq: Seq, table: nn.Embedding | None = None) -> Float[Tensor, "B T D"]:
         x = (self.embed if table is None else table)(seq.ids)

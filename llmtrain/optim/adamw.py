@@ -26,7 +26,7 @@ class AdamWRule(Rule):
 
     def __init__(self, named: Iterable[Named], optim: Optim, *, lr: float, fused: bool) -> None:
         self.names = {n.name: n.weight for n in named}
-        self.groups = _groups(named, lr=lr, weight_decay=optim.weight_decay)
+        self.groups = _groups(named, lr=lr, weight_decay=optim.weight_decay, eps=optim.eps)
         self._adamw = torch.optim.AdamW(
             self.groups, lr=lr, betas=optim.betas, eps=optim.eps, foreach=False, fused=fused
         )
@@ -53,8 +53,18 @@ class AdamWRule(Rule):
             self._adamw.state[p]["step"].fill_(updates)
 
 
-def _groups(named: Iterable[Named], *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    decayed = [n.weight for n in named if n.decays]
-    kept = [n.weight for n in named if not n.decays]
-    pairs = [(decayed, weight_decay), (kept, 0.0)]
-    return [{"params": ps, "lr": lr, "base_lr": lr, "weight_decay": decay} for ps, decay in pairs if ps]
+def _groups(named: Iterable[Named], *, lr: float, weight_decay: float, eps: float) -> list[dict[str, Any]]:
+    """What decays, then what does not, each in groups of one scale; a smaller rate takes as much of a weight away."""
+    together: dict[tuple[bool, float, float], list[Tensor]] = {}
+    for n in sorted(named, key=lambda n: not n.decays):
+        together.setdefault((n.decays, n.scale.rate, n.scale.gradient), []).append(n.weight)
+    return [
+        {
+            "params": weights,
+            "lr": lr * rate,
+            "base_lr": lr * rate,
+            "weight_decay": weight_decay / rate if decays else 0.0,
+            "eps": eps * gradient,
+        }
+        for (decays, rate, gradient), weights in together.items()
+    ]

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from llmtrain.config import config
-from llmtrain.nn.roles import Role, roles
+from llmtrain.nn.roles import Role, Scale, roles, scales
 from llmtrain.optim.composite import CompositeOptimizer, Rule
 from llmtrain.optim.guard import Guard
 from llmtrain.optim.schedules import Schedule
@@ -25,6 +25,7 @@ class Named(NamedTuple):
     name: str
     weight: nn.Parameter
     role: Role
+    scale: Scale = Scale()
 
     @property
     def decays(self) -> bool:
@@ -45,7 +46,9 @@ class Optim(ABC):
     """An optimiser, and an average of the weights if one is wanted."""
 
     lr: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.1  # decoupled: the share of a weight lost a step is lr * weight_decay
+    weight_decay: NonNegativeFloat = (
+        0.1  # decoupled: a weight loses lr * weight_decay of itself a step, whatever its scale
+    )
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     clip: PositiveFloat | None = 1.0  # the largest norm of all gradients together; None leaves them
@@ -66,8 +69,10 @@ class Optim(ABC):
         if the schedule does not fit in the horizon.
         """
         schedule.check(horizon)
-        role = roles(model)
-        named = [Named(name, p, role[name]) for name, p in model.named_parameters() if p.requires_grad]
+        role, scale = roles(model), scales(model)
+        named = [
+            Named(name, p, role[name], scale[name]) for name, p in model.named_parameters() if p.requires_grad
+        ]
         return CompositeOptimizer(
             self.rules(named),
             {n.name: n.weight for n in named},

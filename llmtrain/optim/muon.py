@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llmtrain.config import config
+from llmtrain.nn.roles import Scale
 from llmtrain.optim.adamw import AdamWRule
 from llmtrain.optim.base import Decay, Named, Optim, by_mesh
 from llmtrain.optim.composite import Rule
@@ -93,13 +94,20 @@ class MuonRule(Rule):
         updates = iter(
             orthogonalize([p for ps in parts for p in ps], steps=self.config.ns_steps, dtype=self._dtype)
         )
-        scaled = [[u.mul_(self._scale(*u.shape[-2:])) for u in islice(updates, len(ps))] for ps in parts]
+        scaled = [
+            [u.mul_(self._rate(n.scale, i, *u.shape[-2:])) for i, u in enumerate(islice(updates, len(ps)))]
+            for n, ps in zip(moving, parts, strict=True)
+        ]
         return [
             _like(n, us[0] if len(us) == 1 else torch.cat(us, dim=-2))
             for n, us in zip(moving, scaled, strict=True)
         ]
 
-    def _scale(self, out: int, into: int) -> float:
+    def _rate(self, scale: Scale, part: int, out: int, into: int) -> float:
+        """What the part would have at the base, and what its growth makes of that."""
+        return self._scale(out / scale.out[part], into / scale.into) * scale.singular(part)
+
+    def _scale(self, out: float, into: float) -> float:
         if self.config.scale == "spectral":
             return math.sqrt(max(1.0, out / into))
         return 0.2 * math.sqrt(max(out, into))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 from llmtrain.callbacks.display import duration
 from llmtrain.config import config, to_plain
 from llmtrain.errors import ConfigError
+from llmtrain.nn.parametrization import Standard
 from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.kept import read_plan, write_plan
 from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.timing import makespan, timed
 from llmtrain.sweep.tuning import corners
+
+log = logging.getLogger(__name__)
 
 _HOW = ("launch", "report")  # keys that decide how a sweep is answered, not what is asked
 N_FIT = "parameters without the input embedding's table, the head once, active experts alone"
@@ -61,6 +65,13 @@ def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup:
                 dataclasses.replace(cell, seconds=expected[cell.id]) if cell.id in expected else cell
                 for cell in cells
             ]
+    for name in series if sweep.tuning.corners == 2 and sweep.tuning.rates > 1 else ():
+        if isinstance(series[name].run.parametrization, Standard):
+            log.warning(
+                "%s: tuning.corners=2 gives all sizes the rate of the smallest, which the standard does "
+                "not carry over widths: set parametrization=mup parametrization.base_width=%d, or tuning.corners=4",
+                name, min(cell.d_model for cell in cells if cell.series == name),
+            )  # fmt: skip
     tuned = tuple(
         corner
         for name in series

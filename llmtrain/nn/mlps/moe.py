@@ -112,7 +112,7 @@ class MoEModule(MLPModule):
     def forward(self, x: Float[Tensor, "B T D"], seq: Seq) -> Hidden:
         """Padding is not routed: it counts nothing, and its output is 0."""
         real = seq.doc != NO_DOC
-        logits = self._logits(x)
+        logits = self.logits(x)
         scores = logits.softmax(-1) if self.cfg.scores == "softmax" else logits.sigmoid()
         slots, counts = (self._by_token if self.cfg.choice == "token" else self._by_expert)(scores, real)
         y = self._experts(x.flatten(0, 1), slots).view(x.shape)
@@ -157,7 +157,8 @@ class MoEModule(MLPModule):
             slots = Slots(slots.token[own], expert[own], gate[own])
         return summed(experts(spread_out(x, self.mesh), gate_up, down, slots), self.mesh)
 
-    def _logits(self, x: Tensor) -> Float[Tensor, "B T E"]:
+    def logits(self, x: Tensor) -> Float[Tensor, "B T E"]:
+        """Of the router, in at least float32."""
         wide = at_least_float32(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(wide), self.router.weight.to(wide))

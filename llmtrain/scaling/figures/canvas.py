@@ -119,11 +119,11 @@ def draw_and_write(study: T, makers: Iterable[Callable[[T], Drawn | None]], fold
     with matplotlib.rc_context(STYLE):
         drawn = [one for make in makers if (one := make(study)) is not None]
         for one in drawn:
-            _write(one, folder)
+            save(one, folder)
     return drawn
 
 
-def _write(one: Drawn, folder: Path) -> None:
+def save(one: Drawn, folder: Path) -> None:
     for suffix in ("png", "svg"):
         # no date: the same study writes the same files
         one.figure.savefig(
