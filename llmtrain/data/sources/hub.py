@@ -32,7 +32,7 @@ class Hub(Source):
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         where = self._where()
-        for number, row in enumerate(self._rows(), 1):
+        for number, row in enumerate(self.rows(), 1):
             if self.field not in row:
                 raise DataError(f"{where}:row {number}: {missing_field(self.field, row)}")
             place = f"row {number}"
@@ -55,7 +55,7 @@ class Hub(Source):
         found = (Path(f) for pattern in patterns for f in sorted(glob.glob(pattern, recursive=True)))
         return [f for f in found if f.is_file()]
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         import datasets
 
         datasets.disable_progress_bars()
