@@ -63,7 +63,7 @@ YARDSTICKS = (
     Planted(
         "suffix_bits_per_byte", "bits per byte", "generation", "lower",
         by_series(2.20, 3.45, 2.55, None, 2.16, 2.12, 2.13), 7.9, {"unigram": 4.6},
-        chance=8.0, ceiling=0.0, odd={"mlm/dense": BOUND}, seed_sd=0.02,
+        chance=8.0, odd={"mlm/dense": BOUND}, seed_sd=0.02,
     ),
     Planted(
         "probe_name_role", "accuracy", "features", "higher",
@@ -138,10 +138,11 @@ def _measured(
 
 
 def _at(one: Planted, value: float, share: float) -> float:
-    if one.chance is None or one.ceiling is None:
+    best = 0.0 if one.ceiling is None and one.better == "lower" else one.ceiling
+    if one.chance is None or best is None:
         return value
-    error = (one.ceiling - value) / (one.ceiling - one.chance) * 0.9 ** np.log2(share)
-    return one.ceiling - min(1.0, float(error)) * (one.ceiling - one.chance)
+    error = (best - value) / (best - one.chance) * 0.9 ** np.log2(share)
+    return best - min(1.0, float(error)) * (best - one.chance)
 
 
 def _one(

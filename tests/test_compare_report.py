@@ -13,11 +13,12 @@ import pytest
 from compared import BUDGET, YARDSTICKS, Planted, about, by_series, compared
 from llmtrain.compare.checklist import checklist
 from llmtrain.compare.judge import judge
-from llmtrain.compare.laws import LEAST_BUDGETS
+from llmtrain.compare.laws import LEAST_BUDGETS, error
 from llmtrain.compare.publish import publish
 from llmtrain.compare.render import csv_text, markdown, terminal
 from llmtrain.compare.report import write_report
-from llmtrain.compare.saved import Comparison, read_comparison
+from llmtrain.compare.results import Estimate
+from llmtrain.compare.saved import Comparison, Row, read_comparison
 from llmtrain.compare.summary import statements, summary
 from llmtrain.compare.table import tables
 from llmtrain.compare.words import NO_DIFFERENCE, NOT_LEARNED, value
@@ -192,6 +193,32 @@ def test_errors_grow_less_by_the_planted_law() -> None:
     for multiplier in found[1].multipliers:
         assert multiplier.value == pytest.approx(saved, rel=0.25)
     assert judge(*compared(yardsticks=(one,), budgets=budgets[1:])).growth == ()
+
+
+def test_bits_a_byte_grow_towards_none() -> None:
+    """Nobody knows their ceiling: errors are shares of the way from 0 bits to chance."""
+    [suffix] = [one for one in YARDSTICKS if one.name == "suffix_bits_per_byte"]
+    result = judge(*compared(yardsticks=(suffix,))).results[0]
+    assert result.ceiling is None
+    assert error(result, Estimate(value=2.0, lo=1.0, hi=4.0)) == Estimate(value=0.25, lo=0.125, hi=0.5)
+
+
+def test_a_note_stands_where_it_holds() -> None:
+    """Said once where it is of all series, with a number at one where it is not; never of a seed alone."""
+    comparison, items = compared(yardsticks=(PLAIN,))
+
+    def noted(row: Row) -> str:
+        own = "; of one" if row.series == "clm/ssm" else ""
+        return f"among 240{own}{'; of a seed' if row.seed == 0 else ''}"
+
+    rows = tuple(dataclasses.replace(row, note=noted(row)) for row in comparison.rows)
+    judged = judge(dataclasses.replace(comparison, rows=rows), items)
+    table = tables(judged)[0]
+    assert [row[0] for row in table.rows if "¹" in row[1]] == ["clm/ssm"]
+    assert "¹ of one." in table.caption
+    assert "Plain, accuracy: among 240." in table.caption
+    assert "of a seed" not in table.caption
+    assert "Of clm/ssm: of one." in summary(judged)[0]
 
 
 def test_the_page_is_self_contained(published: tuple[Path, str]) -> None:

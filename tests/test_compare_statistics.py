@@ -24,19 +24,20 @@ NAMES = tuple(one.name for one in about().series)
 GROUPS, A_GROUP = 30, 3
 
 
-def drawn(rng: np.random.Generator, effects: Sequence[float], seeds: int = 3) -> list[tuple[str, int, Items]]:
+def drawn(
+    rng: np.random.Generator, effects: Sequence[float], groups: int = GROUPS
+) -> list[tuple[str, int, Items]]:
     """Values of items: of seeds, items, series on items, groups, and of everything at once."""
-    n = GROUPS * A_GROUP
-    group = np.repeat(np.arange(GROUPS), A_GROUP)
-    ids = tuple(str(i) for i in range(n))
-    groups = tuple(str(g) for g in group)
-    hard = rng.normal(0, 0.2, n) + rng.normal(0, 0.1, GROUPS)[group]
+    n = groups * A_GROUP
+    group = np.repeat(np.arange(groups), A_GROUP)
+    ids, names = tuple(map(str, range(n))), tuple(map(str, group))
+    hard = rng.normal(0, 0.2, n) + rng.normal(0, 0.1, groups)[group]
     found = []
     for name, effect in zip(NAMES, effects, strict=False):
-        own = rng.normal(0, 0.1, n) + rng.normal(0, 0.05, GROUPS)[group]
-        for seed in range(seeds):
+        own = rng.normal(0, 0.1, n) + rng.normal(0, 0.05, groups)[group]
+        for seed in range(3):
             noise = rng.normal(0, 0.015) + rng.normal(0, 0.2, n)
-            found.append((name, seed, Items(ids, groups, 0.5 + effect + hard + own + noise)))
+            found.append((name, seed, Items(ids, names, 0.5 + effect + hard + own + noise)))
     return found
 
 
@@ -131,24 +132,37 @@ def test_groups_are_what_is_resampled() -> None:
     assert said(judged(twice)) == pytest.approx(said(judged(once)))
 
 
-def test_pairs_of_items_take_their_difficulty_out() -> None:
-    found = drawn(np.random.default_rng(0), [0.0, 0.0])
-    members = [
+def members(found: list[tuple[str, int, Items]]) -> list[Member]:
+    return [
         Member(
             name=name,
             role="trained",
             values=np.array([one.value.mean() for n, _, one in found if n == name]),
             items=tuple(one for n, _, one in found if n == name),
             item_se=None,
-            n=GROUPS * A_GROUP,
+            n=len(found[0][2].value),
         )
-        for name in NAMES[:2]
+        for name in dict.fromkeys(n for n, _, _ in found)
     ]
+
+
+def test_intervals_cover_with_few_groups_too() -> None:
+    """Eight of them, where little is known of what lasts, and that must be said in the width."""
+    inside = []
+    for seed in range(SIMULATED):
+        series = members(drawn(np.random.default_rng(seed), [0.0] * 4, groups=8))
+        found = panel(series, 0.95)
+        inside += [contains(found.difference(one, series[0]), 0.0) for one in series[1:]]
+    assert 0.93 <= np.mean(inside) <= 0.985
+
+
+def test_pairs_of_items_take_their_difficulty_out() -> None:
+    series = members(drawn(np.random.default_rng(0), [0.0, 0.0]))
     alone = [
         dataclasses.replace(m, items=None, item_se=float(np.sqrt(panel([m], 0.95).covariance[0, 0])))
-        for m in members
+        for m in series
     ]
-    paired = panel(members, 0.95).difference(*members)
+    paired = panel(series, 0.95).difference(*series)
     unpaired = panel(alone, 0.95).difference(*alone)
     assert paired.value == unpaired.value
     assert 1.3 * paired.se < unpaired.se
@@ -254,6 +268,15 @@ def test_seeds_that_are_all_equal_narrow_nothing() -> None:
     alike = [rng.normal(0, 1, 3) for _ in range(4)]
     assert spread_of([*alike, np.full(3, 0.5)]) == spread_of(alike)
     assert spread_of([np.full(3, 0.5)]).sd is None
+
+
+def test_geometry_is_of_seeds_alone() -> None:
+    """It describes these texts: nothing is resampled, and no more is claimed."""
+    comparison, items = compared()
+    [result] = [one for one in judge(comparison, items).results if one.kind == "geometry"]
+    for one in result.standings:
+        assert one.estimate.se == pytest.approx(result.spread.sd / np.sqrt(3))
+        assert (one.learned, one.ranks) == (None, None)
 
 
 def test_bartlett_is_scipys() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from llmtrain.compare.laws import laws
+from llmtrain.compare.notes import in_all, joined
 from llmtrain.compare.results import Difference, Reference, Result, Spread, Standing
 from llmtrain.compare.saved import Comparison, Key, Row
 from llmtrain.compare.statistics.estimate import LEAST_DOF, detectable, p_value
@@ -13,6 +14,7 @@ from llmtrain.compare.statistics.holm import holm
 from llmtrain.compare.statistics.panel import Member, Panel, panel
 from llmtrain.errors import DataError
 from llmtrain.evaluation.base import Items
+from llmtrain.evaluation.proportions import LIKE_CHANCE
 
 _NO_SEEDS = Spread(sd=None, dof=0, pooled=False, p_alike=None, test="")
 
@@ -135,7 +137,7 @@ class _Judged:
                 not_beaten=tuple(not_beaten[one] or ()),
                 ranks=ranks.get(one),
                 common=row.common,
-                note=row.note,
+                note=self._note(one),
             )
 
     def _not_beaten(self, one: Member) -> list[str] | None:
@@ -174,6 +176,11 @@ class _Judged:
                 best[loser] += 1
         return {one: (best[one], worst[one]) for one in ranked}
 
+    def _note(self, one: Member) -> str:
+        """What is said of every seed; whether the mean is told from chance is asked of its own interval."""
+        said = in_all([r.note for r in self.rows if (r.series, r.role) == (one.name, one.role)])
+        return joined(note for note in said if note != LIKE_CHANCE)
+
     def _common(self, one: Member) -> bool:
         return self._row(one).common
 
@@ -181,17 +188,24 @@ class _Judged:
         return next(row for row in self.rows if (row.series, row.role) == (one.name, one.role))
 
 
+def _item_se(rows: Sequence[Row]) -> float | None:
+    """Of one seed. Geometry describes these texts, and no others: it has none."""
+    errors = [row.item_se for row in rows if row.item_se is not None]
+    if rows[0].kind == "geometry":
+        return 0.0
+    return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) == len(rows) else None
+
+
 def _members(rows: Sequence[Row], items: Mapping[Key, Items]) -> Iterator[Member]:
     for name, role in dict.fromkeys((row.series, row.role) for row in rows):
         mine = [row for row in rows if (row.series, row.role) == (name, role)]
         mine.sort(key=lambda row: -1 if row.seed is None else row.seed)
         known = [items[row.key] for row in mine if row.key in items]
-        errors = [row.item_se for row in mine if row.item_se is not None]
         yield Member(
             name=name,
             role=role,
             values=np.array([row.value for row in mine]),
             items=tuple(known) if len(known) == len(mine) else None,
-            item_se=float(np.sqrt(np.mean(np.square(errors)))) if len(errors) == len(mine) else None,
+            item_se=_item_se(mine),
             n=mine[0].n,
         )

@@ -17,16 +17,21 @@ from llmtrain.scaling.points import Points
 LEAST_BUDGETS = 6  # three parameters on fewer are no law
 
 
+def best(result: Result) -> float | None:
+    """The ceiling; of what is lower the better, as bits a byte, 0 where none is known."""
+    return 0.0 if result.ceiling is None and result.better == "lower" else result.ceiling
+
+
 def between(result: Result) -> bool:
-    """Whether its values lie between a chance and a ceiling that are known."""
-    return result.chance is not None and result.ceiling is not None
+    """Whether its values lie between a chance and a best value that are known."""
+    return result.chance is not None and best(result) is not None
 
 
 def share(result: Result, value: float) -> float:
-    """The error: how much of the way from ceiling (0) to chance (1) is left."""
-    assert result.chance is not None
-    assert result.ceiling is not None
-    return (result.ceiling - value) / (result.ceiling - result.chance)
+    """The error: how much of the way from the best value (0) to chance (1) is left."""
+    ceiling = best(result)
+    assert ceiling is not None and result.chance is not None
+    return (ceiling - value) / (ceiling - result.chance)
 
 
 def error(result: Result, found: Estimate) -> Estimate:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from llmtrain.compare import words
+from llmtrain.compare.notes import joined, of_one
 from llmtrain.compare.results import Difference, Estimate, Result, Standing
 from llmtrain.compare.saved import Comparison
 from llmtrain.compare.table import UNTRAINED
@@ -54,9 +55,7 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
         yield f"On {name}, differences to {baseline} have intervals alone, since {why}."
     if behind := [one for one in result.standings if one.learned is False]:
         yield f"There, {_unlearned(behind)}."
-    for one in result.standings:
-        if not one.common:
-            yield f"The value of {one.series} means something else ({one.note}), and is not ranked."
+    yield from _noted(result)
 
 
 def _shown(result: Result, differences: list[Difference], how: str) -> str:
@@ -65,6 +64,16 @@ def _shown(result: Result, differences: list[Difference], how: str) -> str:
         return ""
     sizes = [f"{one.series} (by {words.interval(_upright(one.estimate))})" for one in found]
     return f"{words.listed(sizes)} {'is' if len(found) == 1 else 'are'} {how}"
+
+
+def _noted(result: Result) -> Iterator[str]:
+    """What is said of single series, and not of all."""
+    for series, notes in of_one(result).items():
+        said = f" ({joined(notes)})" if notes else ""
+        if not next(one for one in result.standings if one.series == series).common:
+            yield f"The value of {series} means something else{said}, and is not ranked."
+        elif notes:
+            yield f"Of {series}: {joined(notes)}."
 
 
 def _upright(found: Estimate) -> Estimate:

@@ -1,9 +1,10 @@
 """The tables of a comparison as text in cells: one row a series, a column a yardstick; what is not one scale, apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llmtrain.compare import words
+from llmtrain.compare.notes import joined, numbered, of_all, of_one
 from llmtrain.compare.results import Difference, Estimate, Result, Standing
 from llmtrain.compare.saved import Comparison
 
@@ -43,8 +44,9 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def _scores(comparison: Comparison, title: str, results: list[Result]) -> Table:
     about = comparison.about
+    notes = numbered(results)
     series = [
-        (one.name, *(_cell(result, one.name) for result in results))
+        (one.name, *(_cell(result, one.name, notes) for result in results))
         for one in about.series
         if any(standing.series == one.name for result in results for standing in result.standings)
     ]
@@ -64,21 +66,24 @@ def _scores(comparison: Comparison, title: str, results: list[Result]) -> Table:
         columns=("series", *(f"{words.label(result)}{words.arrow(result)}" for result in results)),
         rows=(*series, *below),
         rule=len(series),
-        caption=" ".join(_caption(comparison, results)),
+        caption=" ".join(_caption(comparison, results, notes)),
     )
 
 
-def _cell(result: Result, series: str) -> str:
+def _cell(result: Result, series: str, notes: Mapping[str, str]) -> str:
     standing = next((one for one in result.standings if one.series == series), None)
     if standing is None:
         return "none"
     difference = next((one for one in result.differences if one.series == series), None)
-    return " ".join([words.value(standing.estimate), *_marks(result, standing, difference)])
+    raised = "".join(notes[note] for note in of_one(result)[series])
+    return " ".join([words.value(standing.estimate) + raised, *_marks(result, standing, difference)])
 
 
 def _marks(result: Result, standing: Standing, difference: Difference | None) -> Iterator[str]:
     if standing.learned is False:
         yield words.UNLEARNED
+    if words.at_chance(result, standing.estimate):
+        yield words.CHANCE
     if not standing.common:
         yield words.ODD
     if difference is not None and difference.shown:
@@ -102,19 +107,26 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _caption(comparison: Comparison, results: list[Result]) -> Iterator[str]:
+def _caption(comparison: Comparison, results: list[Result], notes: Mapping[str, str]) -> Iterator[str]:
     about = comparison.about
     yield f"{words.matched(about)}."
-    yield f"Mean over {len(about.seeds)} seeds ± half of the 95% interval, of seeds and items."
+    of = "seeds alone, on these texts" if results[0].kind == "geometry" else "seeds and items"
+    yield f"Mean over {len(about.seeds)} seeds ± half of the 95% interval, of {of}."
     standings = [standing for result in results for standing in result.standings]
     if any(one.learned is False for one in standings):
         yield f"{words.UNLEARNED} {words.NOT_LEARNED}: not shown to beat every baseline, so not ranked."
     if any(difference.shown for result in results for difference in result.differences):
         how = "higher or lower" if results[0].kind == "geometry" else "better or worse"
         yield f"{words.BETTER} {words.WORSE} shown to be {how} than {about.baseline}."
-    notes = dict.fromkeys(f"{one.series}: {one.note}" for one in standings if not one.common and one.note)
+    if any(words.at_chance(result, one.estimate) for result in results for one in result.standings):
+        yield f"{words.CHANCE} not distinguishable from chance."
     if any(not one.common for one in standings):
-        yield f"{words.ODD} means something else, and is not ranked{': ' if notes else ''}{'; '.join(notes)}."
+        yield f"{words.ODD} means something else, and is not ranked."
+    for note, raised in notes.items():
+        yield f"{raised} {note}."
+    for result in results:
+        if said := of_all(result):
+            yield f"{words.label(result).capitalize()}: {joined(said)}."
     measured = {one.series for one in standings}
     if missing := [one.name for one in about.series if one.name not in measured]:
         yield f"Not measured here: {words.listed(missing)}."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from llmtrain.compare.results import Difference, Estimate, Result, Standing
 from llmtrain.compare.saved import About
 
-UNLEARNED, ODD, BETTER, WORSE = "†", "‡", "▲", "▼"
+UNLEARNED, ODD, CHANCE, BETTER, WORSE = "†", "‡", "≈", "▲", "▼"
 NOT_LEARNED = "not learned at this budget"
 NO_DIFFERENCE = "the data do not show a difference"
 _MATCHED = {"flops": "model FLOPs", "tokens": "raw tokens", "time": "time of training"}
@@ -68,6 +68,13 @@ def interval(found: Estimate, *, sign: bool = False) -> str:
 def _places(half: float) -> int:
     """Decimals that show two digits of ``half``."""
     return 3 if half == 0 else max(0, 1 - math.floor(math.log10(half)))
+
+
+def at_chance(result: Result, found: Estimate) -> bool:
+    """Whether chance lies in the interval."""
+    if result.chance is None or found.lo is None or found.hi is None:
+        return False
+    return found.lo <= result.chance <= found.hi
 
 
 def p(found: Difference) -> str:

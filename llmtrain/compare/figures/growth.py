@@ -28,7 +28,7 @@ def growth(comparison: Comparison) -> Drawn | None:
     }
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4)
     caption = (
-        "Error as a share of the way from ceiling (0) to chance (1), with 95% intervals of seeds and items; hollow: "
+        "Error as a share of the way from ceiling (0; of bits, none) to chance (1), with 95% intervals; hollow: "
         f"{words.NOT_LEARNED}. Lines join means: they are no fits. {words.matched(about)}."
     )
     return Drawn("growth", "Scores by compute", caption, figure)

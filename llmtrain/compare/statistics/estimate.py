@@ -12,10 +12,11 @@ _HALVINGS = 60
 
 
 class Part(NamedTuple):
-    """A variance that was itself estimated."""
+    """A variance that was itself estimated, from ``dof`` independent values and one."""
 
     variance: float
     dof: float
+    uncertainty: float | None = None  # half of the estimate's own variance; none: variance^2 / dof
 
 
 def estimate(value: float, parts: Sequence[Part] | None, level: float) -> Estimate:
@@ -25,10 +26,14 @@ def estimate(value: float, parts: Sequence[Part] | None, level: float) -> Estima
     variance = sum(part.variance for part in parts)
     if variance == 0:
         return Estimate(value=value, se=0.0, lo=value, hi=value)
-    dof = variance**2 / sum(part.variance**2 / part.dof for part in parts)
+    dof = max(variance**2 / sum(_uncertainty(part) for part in parts), min(part.dof for part in parts))
     se = variance**0.5
     width = float(stdtrit(dof, 0.5 + level / 2)) * se
     return Estimate(value=value, se=se, lo=value - width, hi=value + width, dof=dof)
+
+
+def _uncertainty(part: Part) -> float:
+    return part.variance**2 / part.dof if part.uncertainty is None else part.uncertainty
 
 
 def p_value(found: Estimate) -> float | None:

@@ -4,10 +4,12 @@ A group is what items share: a document, or the paradigm of a minimal pair.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from llmtrain.compare.statistics.estimate import Part
 from llmtrain.errors import DataError
 from llmtrain.evaluation.base import Items
 
@@ -53,12 +55,30 @@ def _resampled(
     return np.concatenate(drawn)
 
 
-def common_part(block: Float[np.ndarray, "K L"], *, same: bool) -> float:
-    """Of two series' means over seeds, the covariance that comes of the items and would stay with endless seeds.
+class Shared(NamedTuple):
+    """The covariance of two means over seeds that comes of their items."""
 
-    ``block`` has their seeds' covariances. Within one series (``same``) pairs of different seeds alone tell it: what a
-    seed does to single items is in the scatter of seeds already, and would be counted twice.
+    lasting: float  # what would stay with endless seeds
+    total: float  # with what these seeds do to single items
+
+
+def shared(block: Float[np.ndarray, "K L"], *, same: bool) -> Shared:
+    """From the covariances of the seeds of two series, or of one series (``same``).
+
+    Within a series, pairs of different seeds alone tell what lasts.
     """
+    total = float(block.mean())
     if same and len(block) > 1:
-        return float(block[~np.eye(len(block), dtype=bool)].mean())
-    return float(block.mean())
+        return Shared(float(block[~np.eye(len(block), dtype=bool)].mean()), total)
+    return Shared(total, total)
+
+
+def item_part(own: Shared, groups: int, seeds: int) -> Part:
+    """The variance of an estimate that comes of its items, beside that of seeds.
+
+    What seeds do to single items is in the scatter of seeds already: only what lasts is added. That is a difference
+    of two estimates, and so less certain than ``groups`` alone would make it.
+    """
+    passing = max(0.0, own.total - own.lasting)
+    uncertainty = own.total**2 + (passing**2 / (2 * (seeds - 1)) if seeds > 1 else 0.0)
+    return Part(max(0.0, own.lasting), groups - 1, uncertainty / (groups - 1))

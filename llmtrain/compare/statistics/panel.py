@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from llmtrain.compare.results import Estimate, Role, Spread
 from llmtrain.compare.statistics.estimate import Part, estimate
-from llmtrain.compare.statistics.items import common_part, covariance_over_groups
+from llmtrain.compare.statistics.items import Shared, covariance_over_groups, item_part, shared
 from llmtrain.compare.statistics.seeds import seed_parts, spread_of
 from llmtrain.evaluation.base import Items
 
@@ -60,7 +60,7 @@ class Panel:
 
     def _item_part(self, one: Member) -> Part | None:
         if self.paired(one):
-            return self._over_groups(self._common(one, one))
+            return self._over_groups(self._shared(one, one), one)
         if one.items is None and one.item_se is not None and one.n > 1:
             return Part(one.item_se**2, one.n - 1)
         return None
@@ -68,21 +68,23 @@ class Panel:
     def _item_part_of_difference(self, one: Member, other: Member) -> Part | None:
         """Of pairs, where items are known; else errors of the two add up, which is too much rather than too little."""
         if self.paired(one, other):
-            both = self._common(one, one) + self._common(other, other) - 2 * self._common(one, other)
-            return self._over_groups(both)
+            own, its, both = self._shared(one, one), self._shared(other, other), self._shared(one, other)
+            left = Shared(
+                own.lasting + its.lasting - 2 * both.lasting, own.total + its.total - 2 * both.total
+            )
+            return self._over_groups(left, one, other)
         first, second = self._item_part(one), self._item_part(other)
         if first is None or second is None:
             return None
         return Part(first.variance + second.variance, min(first.dof, second.dof))
 
-    def _over_groups(self, variance: float) -> Part:
+    def _over_groups(self, found: Shared, *members: Member) -> Part:
         assert self.groups is not None
-        return Part(max(0.0, variance), self.groups - 1)
+        return item_part(found, self.groups, max(len(member.values) for member in members))
 
-    def _common(self, one: Member, other: Member) -> float:
+    def _shared(self, one: Member, other: Member) -> Shared:
         assert self.covariance is not None
-        block = self.covariance[np.ix_(self.places[one], self.places[other])]
-        return common_part(block, same=one is other)
+        return shared(self.covariance[np.ix_(self.places[one], self.places[other])], same=one is other)
 
 
 def panel(members: Sequence[Member], level: float) -> Panel:
