@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Gt, Lt
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from llmtrain.config import config, free
@@ -31,6 +32,14 @@ NamedSources = Annotated[dict[str, Source], BeforeValidator(_sources)]
 
 
 @config
+class SetAside:
+    """Texts of a source that no run trains or validates on: models are compared on them."""
+
+    share: Annotated[float, Gt(0), Lt(1)] = 0.15
+    by: Literal["file", "document"] = "file"  # document: where a file holds many, as JSON lines do
+
+
+@config
 class Corpus:
     """One source of text and what is done to it before training.
 
@@ -48,6 +57,7 @@ class Corpus:
     )
     deduplicate: bool = True  # drop exact copies of a document
     max_bytes: int | None = None  # read no more than this of the source
+    set_aside: SetAside | None = None
     held_out: NamedSources = field(default_factory=dict)
     isolate_documents: bool = True  # no attention from one document of a row to another
     cache: str = free("cache")  # folder of prepared corpora

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from llmtrain.data.dedup import count_copies, keep_hashes, mark_duplicates
 from llmtrain.data.digests import Digests, combine
 from llmtrain.data.encode import Job, write_shards
 from llmtrain.data.held_out import DOCUMENTS, fingerprint_of, prepare_set
+from llmtrain.data.set_aside import Kept
 from llmtrain.data.shards import Shards
 from llmtrain.data.sources.base import summary
 from llmtrain.data.split import split
@@ -123,12 +124,16 @@ def prepare(data: Corpus | Mix, tokenizer: TokenizerConfig, *, progress: Progres
 
 
 def _fingerprint(parts: dict[str, Corpus], shares: dict[str, float], digests: Digests) -> str:
-    rules = [
-        {f.name: getattr(part, f.name) for f in fields(part) if f.name not in (*OUTSIDE, "source")}
-        for part in parts.values()
-    ]
+    rules = [_rules(part) for part in parts.values()]
     sources = [part.source.fingerprint(digests) for part in parts.values()]
     return combine([_FORMAT, shares, rules, sources])
+
+
+def _rules(part: Corpus) -> dict[str, Any]:
+    """What is done to the source of a corpus; what is not done to it is no rule of it."""
+    named = (f.name for f in fields(part) if f.name not in (*OUTSIDE, "source", "set_aside"))
+    rules = {name: getattr(part, name) for name in named}
+    return rules if part.set_aside is None else rules | {"set_aside": asdict(part.set_aside)}
 
 
 def _is_whole(folder: Path, names: Iterable[str]) -> bool:
@@ -203,7 +208,9 @@ class _Making:
         return self.folder / name / "work"
 
     def _read(self, corpus: Corpus, folder: Path) -> None:
-        counts = spool_documents(corpus, folder, partial(self._progress, "read"))
+        kept = Kept(corpus)
+        counts = spool_documents(corpus, folder, partial(self._progress, "read"), keep=kept)
+        counts["set_aside"] = kept.counts
         (folder / "counts.json").write_text(json.dumps(counts, ensure_ascii=False))
 
     def _split(self, name: str, corpus: Corpus, folder: Path) -> None:

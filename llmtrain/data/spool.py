@@ -9,7 +9,7 @@ import xxhash
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.documents import cut
-from llmtrain.data.sources.base import Tally
+from llmtrain.data.sources.base import Document, Tally
 from llmtrain.errors import DataError
 
 INDEX = np.dtype(
@@ -46,28 +46,42 @@ class Spool:
         return self._text.read(int(record["bytes"]))
 
 
+def read(corpus: Corpus, tally: Tally) -> Iterator[Document]:
+    """The documents of a corpus' source, up to its ``max_bytes``, where the last one is cut."""
+    n_bytes = 0
+    for document in corpus.source.documents(tally):
+        raw = document.text.encode()
+        if corpus.max_bytes is not None and n_bytes + len(raw) > corpus.max_bytes:
+            _, end = next(cut(raw, max(4, corpus.max_bytes - n_bytes)))
+            raw = raw[:end]
+            document = document._replace(text=raw.decode())
+        yield document
+        n_bytes += len(raw)
+        if corpus.max_bytes is not None and n_bytes + 4 > corpus.max_bytes:
+            return
+
+
 def spool_documents(
-    corpus: Corpus, folder: Path, progress: Callable[[int, int | None], None]
+    corpus: Corpus,
+    folder: Path,
+    progress: Callable[[int, int | None], None],
+    *,
+    keep: Callable[[Document], bool] = lambda document: True,
 ) -> dict[str, Any]:
-    """Write the documents of a corpus, up to its ``max_bytes``, as ``text`` and ``index`` into ``folder``.
+    """Write the documents of a corpus that are to ``keep`` as ``text`` and ``index`` into ``folder``.
 
     ``progress`` gets the bytes done and in all (None: not known). Returns counts for the report.
     Raises DataError where nothing is left of the source.
     """
-    tally, source, n_bytes, n_documents = Tally(), corpus.source, 0, 0
+    tally, n_bytes, n_documents = Tally(), 0, 0
     with (folder / "text").open("wb", _BUFFER) as text, IndexWriter(folder / "index") as index:
-        for document in source.documents(tally):
-            raw = document.text.encode()
-            if corpus.max_bytes is not None and n_bytes + len(raw) > corpus.max_bytes:
-                _, end = next(cut(raw, max(4, corpus.max_bytes - n_bytes)))
-                raw = raw[:end]
+        for document in filter(keep, read(corpus, tally)):
+            raw, side = document.text.encode(), _SIDES[corpus.source.held_out(document)]
             text.write(raw)
-            index.add(n_bytes, len(raw), n_documents, _SIDES[source.held_out(document)], *hash_halves(raw))
+            index.add(n_bytes, len(raw), n_documents, side, *hash_halves(raw))
             n_bytes += len(raw)
             n_documents += 1
             progress(n_bytes, corpus.max_bytes)
-            if corpus.max_bytes is not None and n_bytes + 4 > corpus.max_bytes:
-                break
     if n_documents == 0:
         reason = tally.summary() or "the source gives no document"
         raise DataError(f"the corpus is empty: {reason}; correct data.source")
