@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmtrain import cli
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
 from llmtrain.sweep.cells import Role
@@ -22,37 +19,10 @@ from llmtrain.sweep.pool import Ended, Job
 from llmtrain.sweep.question import answer, planned, status
 from llmtrain.sweep.runner import CellsFailed
 from llmtrain.sweep.settings import Sweep
+from pools import Forked
 from runs import overrides, write_text
 
 pytestmark = pytest.mark.slow
-
-
-class Forked:
-    """Cells as forks of the process of the tests, which has imported what they need, one at a time."""
-
-    workers = 1
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def run(
-        self, jobs: Sequence[Job], on_start: Callable[[Job], None], on_end: Callable[[Ended], None]
-    ) -> None:
-        for job in jobs:
-            on_start(job)
-            started = time.monotonic()
-            self.ran.append(job.id)
-            job.log.parent.mkdir(parents=True, exist_ok=True)
-            if (pid := os.fork()) == 0:
-                with job.log.open("ab") as log:
-                    os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
-                code = 1
-                try:
-                    code = cli.main(list(job.words))
-                finally:
-                    os._exit(code)
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            on_end(Ended(job, code, time.monotonic() - started))
 
 
 def words(home: Path, name: str, **own: object) -> list[str]:

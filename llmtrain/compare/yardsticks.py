@@ -1,0 +1,57 @@
+"""What every contestant is put to: yardsticks of features and of generation, made once for all of them."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+from jaxtyping import Float
+
+from llmtrain.compare.load import words_of
+from llmtrain.compare.saved import Whose
+from llmtrain.compare.settings import Contest
+from llmtrain.compare.texts import held_out_texts
+from llmtrain.compose import run_from
+from llmtrain.data.prepare import Prepared, prepare
+from llmtrain.evaluation.base import Measured
+from llmtrain.evaluation.generation import generation_baselines, generation_yardsticks
+from llmtrain.evaluation.geometry import top_features
+from llmtrain.evaluation.overlap import training_texts
+from llmtrain.evaluation.readers import ModelReader
+from llmtrain.evaluation.subject import Subject
+from llmtrain.evaluation.yardsticks import baseline_yardsticks, feature_tasks, feature_yardsticks
+
+
+class Yardsticks:
+    """Of one comparison."""
+
+    def __init__(self, contest: Contest) -> None:
+        run = run_from(words_of(contest, contest.series[contest.baseline]))  # all have its data and tokenizer
+        self._contest, self._prepared = contest, prepare(run.data, run.tokenizer)
+        self._texts = held_out_texts(run.data, contest.held_out)
+        self._tasks = feature_tasks(self._texts, contest.features, _training(self._prepared))
+
+    def of(self, subject: Subject) -> list[Measured]:
+        return [
+            *feature_yardsticks(subject, self._tasks, self._contest.features),
+            *generation_yardsticks(subject, self._texts, self._contest.generation),
+        ]
+
+    def features(self, subject: Subject) -> Float[np.ndarray, "N D"]:
+        """Of running text, the same for all models: how alike they are is told from these."""
+        reader = ModelReader(subject, self._contest.features.poolings)
+        return top_features(reader, self._tasks.windows)
+
+    def baselines(self, width: int) -> list[tuple[Whose, Measured]]:
+        """What needs no model; ``width`` is that of the models."""
+        tokenizer = self._prepared.tokenizer
+        of_features = baseline_yardsticks(tokenizer, width, self._tasks, self._contest.features)
+        of_generation = generation_baselines(tokenizer, self._texts, self._contest.generation)
+        return [
+            (Whose(series=name, role="baseline"), one)
+            for name, found in chain(of_features.items(), of_generation.items())
+            for one in found
+        ]
+
+
+def _training(prepared: Prepared) -> Iterator[str]:
+    return chain.from_iterable(training_texts(part.shards, prepared.tokenizer) for part in prepared.train)
