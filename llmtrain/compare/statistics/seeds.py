@@ -1,8 +1,8 @@
 """How far seeds of one series lie apart: pooled over series where Bartlett's test does not find that they differ.
 
-Bartlett's (1937) and not Brown and Forsythe's: with 3 seeds a series, of normal values, the latter finds nothing (of
-7 series alike 0.0%, and 0.8% where one scatters four times as far; Bartlett's 4.2% and 46%), since one of any three
-values is their median. Longer tails than normal make it find more, which widens intervals.
+Bartlett's (1937) and not Brown and Forsythe's: of 7 series of 3 normal seeds, of which one scatters four times as far,
+it finds 57%, and the latter 5%, since one of any three values is their median. Where all are alike it finds 9%.
+Longer tails than normal make it find more, which widens intervals.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from llmtrain.compare.results import Spread
 from llmtrain.compare.statistics.estimate import Part
 
 _TEST = "Bartlett"
-_ALIKE = 0.05  # from this p on, series are pooled
+_ALIKE = 0.1  # from this p on, series are pooled: what is missed makes intervals too narrow
 
 Values = Float[np.ndarray, " _"]  # of one series, by seed
 
