@@ -1,6 +1,8 @@
 """Yardsticks of generation: the same bytes for all, at chance where nothing is known, right where all is."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +39,7 @@ from tests.runs import SHARED, write_text
 from tests.tiny import ARCHS
 
 JAPANESE = "".join(
-    f"私は昨日、{a}{b}川の{c}を見ました。それは{b}い日のことです。"
-    for a in "山田森林"
-    for b in "白黒赤青"
-    for c in "魚鳥"
+    f"私は昨日、川の魚を見た。それは{a}い{b}です。" for a in "白黒赤青高長" for b in "山田森林魚鳥"
 )
 
 
@@ -163,11 +162,15 @@ def test_cloze_is_at_chance_where_nothing_is_known_and_perfect_where_all_is(toke
     assert [one.value for one in cloze(Knows(true), tokenizer, items)] == [1.0, 1.0]
 
 
-def test_frequency_alone_does_not_find_the_ending(tokenizers, documents):
-    tokenizer = tokenizers["bytes"]
-    items = cloze_items(documents, documents, most=100, n_candidates=20, context_bytes=64)
-    accuracy, _ = cloze(unigram(tokenizer, [d.text for d in documents]), tokenizer, items)
-    assert accuracy.item_se is not None and abs(accuracy.value - 1 / 20) < 4 * max(accuracy.item_se, 0.02)
+def test_frequency_alone_does_not_find_the_ending(documents):
+    """Its place in the order of frequency is any of them."""
+    counts = Counter(re.findall(r"[^\W\d_]+", "".join(d.text for d in documents)))
+    items = cloze_items(documents, documents, most=200, n_candidates=20, context_bytes=64)
+    shares = []
+    for item in items:
+        of = np.array([counts[candidate[1:-1]] for candidate in item.candidates])
+        shares.append((of > of[0]).mean() - (of < of[0]).mean())
+    assert len(items) == 200 and abs(np.mean(shares)) < 4 / np.sqrt(3 * len(items))  # of a uniform place
 
 
 def test_tied_candidates_share_their_ranks():

@@ -57,6 +57,17 @@ def test_an_answer_is_the_same_alone_and_among_others(objective, arch):
         assert alone.greedy == answer.greedy
 
 
+@objectives
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_a_context_that_many_share_is_as_if_it_were_read_for_each(objective, arch):
+    of = likelihood_of(subject(objective, arch))
+    asks = [Ask(CONTEXT, ask.continuation) for ask in some_asks()]
+    for ask, answer in zip(asks, of.answer(asks), strict=True):
+        alone = of.answer([ask])[0]
+        np.testing.assert_allclose(alone.nats, answer.nats, rtol=1e-7)
+        assert alone.greedy == answer.greedy
+
+
 def test_it_is_greedy_iff_each_token_is_the_likeliest():
     of = likelihood_of(subject(CausalLM()))
     asks = [Ask(CONTEXT, (token,)) for token in range(VOCAB.size)]

@@ -9,6 +9,7 @@ from llmtrain.data.tokenizers.base import Tokenizer
 from llmtrain.evaluation.base import Items, Measured
 from llmtrain.evaluation.endings import Cloze, candidate_ids
 from llmtrain.evaluation.likelihood import Ask, Likelihood
+from llmtrain.evaluation.proportions import wilson
 from llmtrain.evaluation.standard_errors import standard_error
 from llmtrain.types import BOS
 
@@ -60,6 +61,7 @@ def _measured(
         n=len(found),
         items=items,
         item_se=standard_error(items),
+        interval=wilson(float(items.value.mean()), len(found)) if metric == "accuracy" else None,
         chance=float(np.mean(chances)),
         ceiling=1.0,
         note=note,

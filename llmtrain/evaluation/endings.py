@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from llmtrain import philox
 from llmtrain.data.tokenizers.base import Tokenizer
 from llmtrain.errors import DataError
@@ -48,21 +46,23 @@ def cloze_items(
     """At most ``most`` items, spread evenly over the places of ``test`` that have one.
 
     Where words are spaced, the ending is a word of letters, with the space before and the mark or line break behind
-    it; in Japanese the last four characters before a mark. Its rivals are the endings of as many bytes in ``every``
-    document whose frequency is nearest to its own; where more are as near, they are drawn. Places with too few rivals,
-    or with less than half of ``context_bytes`` before them, are left out. Raises DataError where none is left.
+    it; in Japanese the last four characters before a mark. Its rivals are its neighbours in the order of frequency in
+    ``every`` document, among endings of as many bytes. Which place of the ``n_candidates`` it has in that order is
+    drawn, so who knows frequencies alone is at chance: the most frequent endings, which have too few neighbours on one
+    side, are left out, as are places with less than half of ``context_bytes`` before them. Raises DataError where none
+    is left.
     """
     pool = _Pool(every)
     places = [
         place
         for document in test
         for place in _places(document)
-        if pool.n_rivals(place) >= n_candidates - 1 and _has_context(place, context_bytes // 2)
+        if pool.amid(place, n_candidates - 1) and _has_context(place, context_bytes // 2)
     ]
     if not places:
         raise DataError(
-            f"the held-out texts have no ending with {n_candidates - 1} others as long: give more text, or fewer "
-            "cloze_candidates"
+            f"the held-out texts have no ending with {n_candidates - 1} others as long that are more frequent, and as "
+            "many that are less so: give more text, or fewer cloze_candidates"
         )
     n = min(most, len(places))
     chosen = [places[i * len(places) // n] for i in range(n)]
@@ -82,29 +82,34 @@ def _has_context(place: _Place, n_bytes: int) -> bool:
 
 
 class _Pool:
-    """All endings by kind and length in bytes, with how often they occur."""
+    """All endings by kind and length in bytes, the most frequent first; those as frequent in an order that is drawn."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
         counts = {True: Counter[str](), False: Counter[str]()}
         for document in documents:
             counts[True].update(_ANY_WORD.findall(document.text))
             counts[False].update(_LAST_FOUR.findall(document.text))
-        self._counts = counts
         self._of: dict[tuple[bool, int], list[str]] = {}
         for spaced, counter in counts.items():
             for text in sorted(counter):
                 if not (spaced and re.match(f"[{_SPACELESS}]", text)):
                     self._of.setdefault((spaced, len(text.encode())), []).append(text)
+        self._rank: dict[tuple[bool, str], int] = {}
+        for (spaced, n_bytes), texts in self._of.items():
+            drawn = philox.generator(0, f"cloze {spaced} {n_bytes}").permutation(texts)
+            texts[:] = sorted(drawn.tolist(), key=lambda text: -counts[spaced][text])
+            self._rank |= {(spaced, text): i for i, text in enumerate(texts)}
 
-    def n_rivals(self, place: _Place) -> int:
-        return len(self._of.get((place.spaced, len(place.ending.encode())), ())) - 1
+    def amid(self, place: _Place, n: int) -> bool:
+        """Whether it has ``n`` neighbours on either side."""
+        n_all = len(self._of.get((place.spaced, len(place.ending.encode())), ()))
+        return n_all > 0 and n <= self._rank[place.spaced, place.ending] < n_all - n
 
     def rivals(self, place: _Place, n: int) -> list[str]:
-        counts = self._counts[place.spaced]
-        others = [t for t in self._of[place.spaced, len(place.ending.encode())] if t != place.ending]
-        order = philox.generator(0, f"cloze {place.document.file}", 0, place.at).permutation(len(others))
-        far = np.abs(np.log([counts[others[i]] for i in order]) - np.log(counts[place.ending]))
-        return [others[order[i]] for i in np.argsort(far, kind="stable")[:n]]
+        texts = self._of[place.spaced, len(place.ending.encode())]
+        rank = self._rank[place.spaced, place.ending]
+        before = int(philox.generator(0, f"cloze {place.document.file}", 0, place.at).integers(n + 1))
+        return texts[rank - before : rank] + texts[rank + 1 : rank + 1 + n - before]
 
 
 def _item(place: _Place, rivals: Sequence[str], context_bytes: int) -> Cloze:

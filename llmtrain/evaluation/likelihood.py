@@ -8,10 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from llmtrain.errors import ConfigError
-from llmtrain.evaluation.lines import Line, read
+from llmtrain.evaluation.lines import Line, Said, read
+from llmtrain.evaluation.shared import read_shared
 from llmtrain.evaluation.subject import Subject
 from llmtrain.objectives.base import Beginning
 from llmtrain.types import MASK
+
+_SHARED = 4  # continuations of one context for which it is read once
 
 
 class Ask(NamedTuple):
@@ -33,7 +36,10 @@ class Likelihood(ABC):
 
     @abstractmethod
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        """In the order of ``asks``. Raises ConfigError for a continuation that is longer than the model reads."""
+        """In the order of ``asks``; those of one context are given as much of it as the longest leaves room for.
+
+        Raises ConfigError for a continuation that is longer than the model reads.
+        """
 
 
 def likelihood_of(subject: Subject) -> Likelihood:
@@ -69,13 +75,27 @@ class WritesOn(Likelihood):
                 raise _too_long(n_tokens, seq_len)
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        lines, cuts = [], []
-        for ask in asks:
-            begun, cut = self.begin(ask.context, len(ask.continuation))
-            lines.append(_going_on(begun, ask.continuation))
-            cuts.append(cut)
-        said = read(self._subject.model, lines)
-        return [Answer(s.nats, bool(s.likeliest.all()), cut) for s, cut in zip(said, cuts, strict=True)]
+        model = self._subject.model
+        lines: dict[int, Line] = {}
+        cuts, said = dict[int, int](), dict[int, Said]()
+        for context, numbers in by_context(asks).items():
+            continuations = [asks[i].continuation for i in numbers]
+            begun, cut = self.begin(context, max(map(len, continuations)))
+            cuts |= dict.fromkeys(numbers, cut)
+            if len(numbers) < _SHARED:
+                lines |= {i: _going_on(begun, asks[i].continuation) for i in numbers}
+            else:
+                said |= dict(zip(numbers, read_shared(model, begun, continuations), strict=True))
+        said |= dict(zip(lines, read(model, list(lines.values())), strict=True))
+        return [Answer(said[i].nats, bool(said[i].likeliest.all()), cuts[i]) for i in range(len(asks))]
+
+
+def by_context(asks: Sequence[Ask]) -> dict[tuple[int, ...], list[int]]:
+    """The numbers of the asks that share each context."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for i, ask in enumerate(asks):
+        found.setdefault(ask.context, []).append(i)
+    return found
 
 
 def _going_on(begun: Beginning, continuation: tuple[int, ...]) -> Line:
@@ -102,19 +122,24 @@ class FillsIn(Likelihood):
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         seq_len = self._subject.seq_len
-        lines, cuts = list[Line](), []
-        for context, continuation in asks:
-            cut = max(0, len(context) + len(continuation) - seq_len)
+        cuts: dict[int, int] = {}
+        for context, numbers in by_context(asks).items():
+            longest = max(len(asks[i].continuation) for i in numbers)
+            cut = max(0, len(context) + longest - seq_len)
             if cut >= len(context):
-                raise _too_long(len(continuation), seq_len)
-            lines += _filling_in(context[cut:], continuation)
-            cuts.append(cut)
+                raise _too_long(longest, seq_len)
+            cuts |= dict.fromkeys(numbers, cut)
+        lines = [
+            line
+            for i, ask in enumerate(asks)
+            for line in _filling_in(ask.context[cuts[i] :], ask.continuation)
+        ]
         said = iter(read(self._subject.model, lines))
         answers = []
-        for ask, cut in zip(asks, cuts, strict=True):
+        for i, ask in enumerate(asks):
             own = [next(said) for _ in ask.continuation]
             nats = np.concatenate([one.nats for one in own])
-            answers.append(Answer(nats, all(bool(one.likeliest.all()) for one in own), cut))
+            answers.append(Answer(nats, all(bool(one.likeliest.all()) for one in own), cuts[i]))
         return answers
 
 

@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llmtrain.nn.base import HeadModule
 from llmtrain.nn.model import Model
 from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.ops.loss import chunk_elements
-from llmtrain.types import NO_DOC, PAD, Seq
+from llmtrain.types import Seq
 
-_TOKENS = 8192  # positions of a batch, padding included
+TOKENS = 4096  # positions of a batch: more are no faster on a CPU
 
 
 class Line(NamedTuple):
@@ -52,11 +52,11 @@ def read(model: Model, lines: Sequence[Line]) -> list[Said]:
         targets = [token for _, i in asked for token in lines[i].targets]
         of = np.repeat([row for row, _ in asked], counts)
         device = model.embed.weight.device
-        text = _stream([row.ids for row in rows], [row.prefix for row in rows], device)
+        text = stream([row.ids for row in rows], [row.prefix for row in rows], device)
         sources = [row.source for row in rows if row.source is not None]
-        source = _stream(sources, [len(ids) for ids in sources], device) if sources else None
+        source = stream(sources, [len(ids) for ids in sources], device) if sources else None
         h = model(text, source).h[torch.tensor(of, device=device), torch.tensor(at, device=device)]
-        nats, likeliest = _predicted(model.head, h, torch.tensor(targets, device=device))
+        nats, likeliest = predicted(model.head, h, torch.tensor(targets, device=device))
         ends = np.cumsum(counts)[:-1]
         parts = zip(asked, np.split(nats, ends), np.split(likeliest, ends), strict=True)
         said |= {i: Said(*part) for (_, i), *part in parts}
@@ -64,33 +64,24 @@ def read(model: Model, lines: Sequence[Line]) -> list[Said]:
 
 
 def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
-    """Rows of about one length together."""
-    batch, longest = list[_Row](), 0
-    for row in sorted(rows, key=_size):  # stable, so that a batch is the same every time
-        longest = max(longest, _size(row))
-        if batch and longest * (len(batch) + 1) > _TOKENS:
-            yield batch
-            batch, longest = [], _size(row)
-        batch.append(row)
-    if batch:
-        yield batch
+    """Rows of one length together: no padding, so attention needs no mask, and no row depends on others."""
+    alike: dict[tuple[int, int], list[_Row]] = {}
+    for row in rows:
+        alike.setdefault((len(row.ids), len(row.source or ())), []).append(row)
+    for size, some in alike.items():
+        n = max(1, TOKENS // sum(size))
+        yield from (some[i : i + n] for i in range(0, len(some), n))
 
 
-def _size(row: _Row) -> int:
-    return len(row.ids) + len(row.source or ())
+def stream(rows: Sequence[tuple[int, ...]], prefix: Sequence[int], device: torch.device, at: int = 0) -> Seq:
+    """Rows of one length, each one document, whose first token stands at ``at`` in it."""
+    ids = torch.tensor(rows, device=device)
+    pos = torch.arange(at, at + ids.shape[1], device=device).expand_as(ids)
+    return Seq(ids, torch.zeros_like(ids), pos, pos < torch.tensor(prefix, device=device)[:, None])
 
 
-def _stream(rows: Sequence[tuple[int, ...]], prefix: Sequence[int], device: torch.device) -> Seq:
-    ids = np.full((len(rows), max(map(len, rows))), PAD)
-    doc = np.full(ids.shape, NO_DOC)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], doc[i, : len(row)] = row, 0
-    pos = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    seen = (pos < np.array(prefix)[:, None]) & (doc != NO_DOC)
-    return Seq(*(torch.tensor(x, device=device) for x in (ids, doc, pos, seen)))
-
-
-def _predicted(head: HeadModule, h: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def predicted(head: HeadModule, h: Float[Tensor, "N D"], targets: Int[Tensor, " N"]) -> Said:
+    """What the head says of the targets, a chunk of positions at a time."""
     nats, likeliest = [], []
     n_places = max(1, chunk_elements(h.device.type) // int(head.get_parameter("weight").shape[0]))
     for some, wanted in zip(h.split(n_places), targets.split(n_places), strict=True):
@@ -99,4 +90,4 @@ def _predicted(head: HeadModule, h: Tensor, targets: Tensor) -> tuple[np.ndarray
         own = logits.gather(-1, wanted[:, None])[:, 0]
         nats.append((logits.logsumexp(-1) - own).double().cpu().numpy())
         likeliest.append((own >= logits.amax(-1)).cpu().numpy())
-    return np.concatenate(nats), np.concatenate(likeliest)
+    return Said(np.concatenate(nats), np.concatenate(likeliest))

@@ -17,10 +17,10 @@ class Generation:
     yardsticks: tuple[Yardstick, ...] = ("suffix", "pseudo_likelihood", "cloze")
     windows: PositiveInt = 100  # of held-out text, at most
     window_bytes: Annotated[int, Ge(16)] = 256  # the first half is given, the second is scored
-    pseudo_windows: PositiveInt = 25  # of them, for pseudo_likelihood
-    cloze_items: PositiveInt = 100  # at most
+    pseudo_windows: PositiveInt = 20  # of them, for pseudo_likelihood
+    cloze_items: PositiveInt = 60  # at most
     cloze_candidates: Annotated[int, Ge(2)] = 100  # the true ending among them
-    context_bytes: PositiveInt = 128  # before an ending, about
+    context_bytes: PositiveInt = 96  # before an ending, about
     minimal_pairs: str | None = None  # JSON lines {good, bad, uid}
     pairs_per_paradigm: PositiveInt | None = None  # the first ones; none: all
     choice: str | None = None  # JSON lines {q, choices, label}
