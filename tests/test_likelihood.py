@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmtrain.data.collate import collate
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation.likelihood import Ask, FillsIn, WritesOn, likelihood_of
 from llmtrain.evaluation.lines import Line, read
@@ -107,7 +108,7 @@ def test_of_a_denoiser_it_is_that_of_an_example_whose_end_is_noise(layout):
     streams = Streams(source, np.zeros(len(source), int), target, np.zeros(len(target), int))
     shape = layouts.shape(layout, len(source), len(target))
     example = layouts.arrange(streams, layout, shape, scored=float(len(target)), key=0)
-    batch = torch.utils.data.default_collate([example])
+    batch = collate([example])
     with torch.no_grad():
         whole = float(one.objective.loss(one.model, batch).nats[0])
     (answer,) = likelihood_of(one).answer([Ask(CONTEXT, rest)])
