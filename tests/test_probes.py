@@ -14,7 +14,6 @@ from llmtrain.evaluation.readers import Length, RandomVectors, Reader, TfIdf, Un
 from llmtrain.evaluation.retrieval import hits, ranked, reciprocal_ranks, retrieve, retrieve_by
 from llmtrain.evaluation.similarity import spearman
 from llmtrain.evaluation.tasks import Classification, Example, Input, Pair, Retrieval
-from runs import SHARED
 from tests.subjects import TOKENIZER, subject_of
 
 WORDS = [
@@ -230,14 +229,3 @@ def test_fine_tuning_learns_what_is_there_and_leaves_the_model_alone(objective):
     (row,), (again,) = (fine_tune(task, subject, cfg) for _ in range(2))
     assert row.value > 0.95 and row.value == again.value
     assert all((a == b).all() for a, b in zip(before, subject.model.parameters(), strict=True))
-
-
-def shared_file(name: str) -> str:
-    path = SHARED / "eval" / f"{name}.jsonl.xz"
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return str(path)
-
-
-def test_mean_pooled_random_vectors_score_what_they_are_known_to():
-    """.58 on STS-B and .64 on TREC: untrained is not chance."""

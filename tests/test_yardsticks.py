@@ -25,11 +25,11 @@ FILES = [
     "shlex",
 ]
 SMALL = FeatureYardsticks(
-    train_items=80,
-    dev_items=30,
-    test_items=40,
-    candidates=60,
-    windows=40,
+    train_items=40,
+    dev_items=24,
+    test_items=24,
+    candidates=24,
+    windows=24,
     poolings=("mean", "last"),
     probing=Probing(C=(0.1, 1.0)),
     fine_tuning=FineTuning(steps=3, rows=4, tokens=16, rates=(1e-3,)),
@@ -60,7 +60,7 @@ def flat(rows: list[Measured]) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("objective", ["clm", "mlm", "denoising", "contrastive"])
+@pytest.mark.parametrize("objective", ["clm", "contrastive"])
 def test_scored_twice_a_model_has_the_same_numbers_to_the_bit(tasks, objective):
     first, second = (feature_yardsticks(subject_of(objective), tasks, SMALL) for _ in range(2))
     assert flat(first) == flat(second)
