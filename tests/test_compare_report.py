@@ -103,11 +103,13 @@ def test_what_is_one_objectives_own_has_a_table_of_its_own(judged: Comparison) -
 
 def test_markdown_and_terminal_say_the_same(judged: Comparison) -> None:
     found = tables(judged)
-    text, shown = markdown(found), terminal(found, width=200)
-    for one in found:
-        for row in one.rows:
-            assert row[0] in shown
-            assert row[-1].split(" [")[0] in shown
+    text = markdown(found)
+    for width in (60, 110, 200):
+        shown = terminal(judged, width=width)
+        assert all(len(line) <= width for line in shown.splitlines())
+        for one in (one for one in found if one.rule is not None):
+            assert all(cell in shown for row in (one.columns, *one.rows) for cell in row)
+        assert all(text in " ".join(shown.split()) for text in statements(judged, BUDGET) if "- " not in text)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == sum(len(one.rows) + 2 for one in found)
     assert all(line.count("|") == 1 + line.count(" | ") + 1 for line in lines if not line.startswith("|---"))

@@ -270,6 +270,20 @@ def test_seeds_that_are_all_equal_narrow_nothing() -> None:
     assert spread_of([np.full(3, 0.5)]).sd is None
 
 
+def test_models_that_say_the_same_of_every_item_do_not_differ() -> None:
+    """Probes that always say the commonest class: nothing scatters, and nothing is made of rounding."""
+    items = drawn(np.random.default_rng(0), [0.0])[0][2]._replace(
+        value=(np.arange(GROUPS * A_GROUP) % 7 == 0) * 1.0
+    )
+    result = judged([(name, seed, items) for name in NAMES[:3] for seed in range(3)])
+    assert result.spread.sd is None
+    assert all(s.estimate.lo < s.estimate.value < s.estimate.hi for s in result.standings)
+    for one in result.differences:
+        assert one.estimate.value == 0.0
+        assert one.estimate.hi == pytest.approx(0.0, abs=1e-6)
+        assert not one.shown
+
+
 def test_geometry_is_of_seeds_alone() -> None:
     """It describes these texts: nothing is resampled, and no more is claimed."""
     comparison, items = compared()

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from llmtrain.compare.judge import judge
 from llmtrain.compare.render import terminal, write_tables
 from llmtrain.compare.saved import Comparison, Key, write_comparison
-from llmtrain.compare.summary import summary
-from llmtrain.compare.table import tables
 from llmtrain.evaluation.base import Items
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ def publish(
 ) -> str:
     """Judge the numbers, and write ``comparison.json``, ``items.parquet``, tables, figures and ``report.html``.
 
-    Returns what a terminal shows: tables and summary. Scores that are the same give files that are the same.
+    Returns what a terminal shows: scores and summary. Scores that are the same give files that are the same.
     """
     judged = judge(comparison, items)
     write_comparison(folder, judged, items)
@@ -38,4 +36,4 @@ def publish(
         from llmtrain.compare.logged import log_tables
 
         log_tables(judged, folder, wandb)
-    return "\n".join([terminal(tables(judged)), "", "\n\n".join(summary(judged))])
+    return terminal(judged)

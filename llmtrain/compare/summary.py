@@ -21,10 +21,11 @@ def statements(comparison: Comparison, budget: int) -> Iterator[str]:
     """What is compared, what each yardstick of the summary shows, and what speaks against the numbers."""
     about = comparison.about
     main = [one for one in comparison.results if one.main and one.budget == budget and one.kind != "geometry"]
+    others = [one.name for one in about.series if one.name != about.baseline]
     summed = [one for one in main if one.summary and any(standing.common for standing in one.standings)]
     yield (
-        f"At {words.budget(about, budget)} a cell, {len(about.series) - 1} series are held against {about.baseline}, "
-        f"with {len(about.seeds)} seeds each."
+        f"At {words.budget(about, budget)} a cell, {words.listed(others)} {'are' if len(others) > 1 else 'is'} held "
+        f"against {about.baseline}, with {len(about.seeds)} seeds each."
     )
     for result in summed:
         yield " ".join(_of_yardstick(result, about.baseline))
@@ -50,8 +51,11 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
         told.append(_open(open_))
     if told:
         yield f"On {name}, {'; '.join(told)}."
-    elif len(learned) > 1:
-        why = "there are too few seeds for a test" if result.spread.pooled else "series scatter unlike"
+    elif not judged:
+        yield f"On {name}, only {words.listed([one.series for one in learned])} has learned at this budget."
+    else:
+        unlike = result.spread.p_alike is not None and not result.spread.pooled
+        why = "series scatter unlike" if unlike else "there are too few seeds for a test"
         yield f"On {name}, differences to {baseline} have intervals alone, since {why}."
     if behind := [one for one in result.standings if one.learned is False]:
         yield f"There, {_unlearned(behind)}."

@@ -75,8 +75,8 @@ def _cell(result: Result, series: str, notes: Mapping[str, str]) -> str:
     if standing is None:
         return "none"
     difference = next((one for one in result.differences if one.series == series), None)
-    raised = "".join(notes[note] for note in of_one(result)[series])
-    return " ".join([words.value(standing.estimate) + raised, *_marks(result, standing, difference)])
+    raised = [notes[note] for note in of_one(result)[series]]
+    return " ".join([words.value(standing.estimate), *raised, *_marks(result, standing, difference)])
 
 
 def _marks(result: Result, standing: Standing, difference: Difference | None) -> Iterator[str]:

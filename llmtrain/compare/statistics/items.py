@@ -81,4 +81,5 @@ def item_part(own: Shared, groups: int, seeds: int) -> Part:
     """
     passing = max(0.0, own.total - own.lasting)
     uncertainty = own.total**2 + (passing**2 / (2 * (seeds - 1)) if seeds > 1 else 0.0)
-    return Part(max(0.0, own.lasting), groups - 1, uncertainty / (groups - 1))
+    lasting = min(max(0.0, own.lasting), own.total)  # never more but for rounding
+    return Part(lasting, groups - 1, uncertainty / (groups - 1))

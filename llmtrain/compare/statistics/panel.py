@@ -47,9 +47,10 @@ class Panel:
 
     def _estimate(self, value: float, members: list[Member], items: Part | None) -> Estimate:
         seeds = [self._seeds(members, role) for role in dict.fromkeys(member.role for member in members)]
-        if items is None or any(parts is None for parts in seeds):
+        known = [part for parts in seeds for part in parts or ()]
+        if items is None or any(parts is None for parts in seeds) or not (known or items.variance):
             return estimate(value, None, self.level)
-        return estimate(value, [items, *(part for parts in seeds for part in parts or ())], self.level)
+        return estimate(value, [items, *known], self.level)
 
     def _seeds(self, members: list[Member], role: Role) -> list[Part] | None:
         """What seeds add to the variance; a baseline without them, or one untrained model, is what it is."""
