@@ -112,6 +112,14 @@ def test_comments_docstrings_and_code_carry_no_mark_of_their_kind(texts):
     assert all(len(text.encode()) <= 256 for texts in by_label.values() for text in texts)
 
 
+def test_length_does_not_tell_comments_docstrings_and_code(texts):
+    task = text_kinds(python_files(texts), n_bytes=256, train=9999, dev=9, test=9)
+    for turn in zip(*(task.train[i::3] for i in range(3)), strict=True):
+        assert {e.label for e in turn} == {"comment", "docstring", "code"}
+        lengths = [len(e.input.text.encode()) for e in turn]
+        assert max(lengths) - min(lengths) <= 3  # a character is not cut
+
+
 def test_no_file_is_in_two_splits(texts):
     files = python_files(texts)
     size = {"n_bytes": 256, "train": 200, "dev": 50, "test": 100}

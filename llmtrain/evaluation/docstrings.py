@@ -27,7 +27,7 @@ def _pairs(sources: Iterable[Parsed]) -> Iterator[Pair]:
         for number, (doc, body) in enumerate(_functions(source)):
             if doc not in seen and body not in seen:
                 seen |= {doc, body}
-                yield Pair(f"{source.file}:{number}", source.file, doc, body)
+                yield Pair(f"{source.id}:{number}", source.file, doc, body)
 
 
 def _functions(source: Parsed) -> Iterator[tuple[str, str]]:

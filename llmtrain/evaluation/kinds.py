@@ -12,7 +12,10 @@ _TOLD = {"COMMENT", "STRING", "FSTRING_START"}  # the last from Python 3.12 on
 
 
 def text_kinds(files: PythonFiles, *, n_bytes: int, train: int, dev: int, test: int) -> Classification:
-    """As many of each: the three take turns in every file, for as long as it has all of them."""
+    """As many of each, and as long: the three take turns in every file, for as long as it has all of them.
+
+    The texts of a turn are cut to the bytes of the shortest, and to ``n_bytes``: length tells nothing.
+    """
     return Classification(
         "text_kind",
         train=at_most(_examples(files.train, n_bytes), train),
@@ -31,12 +34,13 @@ def _examples(sources: Iterable[Parsed], n_bytes: int) -> Iterator[Example]:
         }
         # a text of each kind in turn, for as long as the file has all three
         for number, turn in enumerate(zip(*kinds.values(), strict=False)):
-            for kind, text in zip(kinds, turn, strict=True):
-                cut = text.encode()[:n_bytes].decode(errors="ignore")
-                if cut not in seen:
-                    seen.add(cut)
-                    first = cut.split(maxsplit=1)[0]
-                    yield Example(f"{source.file}:{kind}:{number}", source.file, Input(cut), kind, first)
+            shortest = min(n_bytes, *(len(text.encode()) for text in turn))
+            texts = [text.encode()[:shortest].decode(errors="ignore") for text in turn]
+            if seen.isdisjoint(texts):
+                seen.update(texts)
+                for kind, text in zip(kinds, texts, strict=True):
+                    first = text.split(maxsplit=1)[0]
+                    yield Example(f"{source.id}:{number}:{kind}", source.file, Input(text), kind, first)
 
 
 def _comments(source: Parsed) -> list[str]:

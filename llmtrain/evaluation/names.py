@@ -41,7 +41,7 @@ def _examples(sources: Iterable[Parsed], n_bytes: int) -> Iterator[Example]:
             start, window = windows[bisect.bisect_right(starts, at) - 1]
             span = at - start, at - start + len(name)
             if span[1] <= len(window):  # else it was cut off a long line
-                yield Example(f"{source.file}:{at}", source.file, Input(window, span), role, name)
+                yield Example(f"{source.id}:{at}", source.file, Input(window, span), role, name)
 
 
 def _names(source: Parsed) -> Iterator[tuple[int, str, str]]:

@@ -40,19 +40,19 @@ def modules(texts: HeldOutTexts, *, n_bytes: int, train: int, dev: int, test: in
 
 def _pairs(documents: Iterable[Document], n_bytes: int) -> Iterator[Pair]:
     seen: set[str] = set()
-    for document in documents:
+    for number, document in enumerate(documents):
         found = list(windows_of(document.text, n_bytes))
         for (at, first), (_, second) in zip(found[::2], found[1::2], strict=False):
             if first not in seen and second not in seen:
                 seen |= {first, second}
-                yield Pair(f"{document.file}:{at}", document.file, first, second)
+                yield Pair(f"{document.file}:{number}:{at}", document.file, first, second)
 
 
 def _examples(documents: Iterable[Document], n_bytes: int) -> Iterator[Example]:
-    for document in documents:
+    for number, document in enumerate(documents):
         folder, _, rest = document.file.partition("/")
         if not rest:
             continue
         for at, window in windows_of(document.text, n_bytes):
             first = window.split(maxsplit=1)[0]
-            yield Example(f"{document.file}:{at}", document.file, Input(window), folder, first)
+            yield Example(f"{document.file}:{number}:{at}", document.file, Input(window), folder, first)

@@ -11,6 +11,7 @@ from llmtrain.evaluation.base import Document, HeldOutTexts
 
 
 class Parsed(NamedTuple):
+    id: str  # of the document, of which a file may have several
     file: str
     text: str
     lines: list[str]  # with their ends; by "\n" alone, as the parser counts them
@@ -32,7 +33,7 @@ def python_files(texts: HeldOutTexts) -> PythonFiles:
 
 def _parsed(documents: Iterable[Document]) -> Iterator[Parsed]:
     """Those that are Python, and whole: not a section cut out of a longer file, nor Python of another version."""
-    for file, text in documents:
+    for number, (file, text) in enumerate(documents):
         if not file.endswith(".py"):
             continue
         try:
@@ -42,4 +43,4 @@ def _parsed(documents: Iterable[Document]) -> Iterator[Parsed]:
             tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         except (SyntaxError, ValueError, tokenize.TokenError):
             continue
-        yield Parsed(file, text, io.StringIO(text).readlines(), tree, tokens)
+        yield Parsed(f"{file}:{number}", file, text, io.StringIO(text).readlines(), tree, tokens)
