@@ -180,7 +180,7 @@ def _alike(rng: np.random.Generator, budgets: tuple[int, ...], seeds: tuple[int,
     names = list(SERIES)
     return tuple(
         Alike(
-            first=first, second=second, first_seed=seeds[0], second_seed=seeds[1], budget=budgets[-1],
+            first=first, second=second, first_seed=seeds[0], second_seed=seeds[-1], budget=budgets[-1],
             value=float(np.clip((0.92 if first == second else 0.8 - 0.07 * abs(i - j)) + rng.normal(0, 0.02), 0, 1)),
         )
         for i, first in enumerate(names)

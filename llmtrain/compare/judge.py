@@ -143,21 +143,22 @@ class _Judged:
     def _not_beaten(self, one: Member) -> list[str] | None:
         """The baselines that this series was not shown to beat, each at the level of the intervals.
 
-        All must be beaten, so no adjustment for several is due. None where there is nothing to beat.
+        All must be beaten, so no adjustment for several is due. None where there is nothing to beat, and where that
+        cannot be told for want of seeds or of items.
         """
         against = [other for other in self.references if other.role == "baseline" or other.name == one.name]
         if not against or self.rows[0].kind == "geometry":
             return None
-        return [
-            other.role if other.role == "untrained" else other.name
-            for other in against
-            if not self._beats(one, other)
-        ]
+        beats = [self._beats(one, other) for other in against]
+        if None in beats:
+            return None
+        names = [other.role if other.role == "untrained" else other.name for other in against]
+        return [name for name, beaten in zip(names, beats, strict=True) if not beaten]
 
-    def _beats(self, one: Member, other: Member) -> bool:
+    def _beats(self, one: Member, other: Member) -> bool | None:
         found = self.panel.difference(one, other)
         if found.lo is None or found.hi is None:
-            return False
+            return None
         return found.lo > 0 if self.sign > 0 else found.hi < 0
 
     def _ranks(self, learned: list[Member]) -> dict[Member, tuple[int, int]]:

@@ -35,6 +35,7 @@ def render(comparison: Comparison, drawn: list[Drawn], folder: Path) -> str:
         "report.html.j2",
         about=about,
         matched=words.matched(about),
+        seeds=words.seeds(about),
         budgets=[words.budget(about, budget) for budget in about.budgets],
         summary=[list(statements(comparison, budget)) for budget in about.budgets],
         scores=[one for one in found if one.rule is not None],

@@ -24,8 +24,8 @@ def statements(comparison: Comparison, budget: int) -> Iterator[str]:
     others = [one.name for one in about.series if one.name != about.baseline]
     summed = [one for one in main if one.summary and any(standing.common for standing in one.standings)]
     yield (
-        f"At {words.budget(about, budget)} a cell, {words.listed(others)} {'are' if len(others) > 1 else 'is'} held "
-        f"against {about.baseline}, with {len(about.seeds)} seeds each."
+        f"At {words.budget(about, budget)}, {words.listed(others)} {'are' if len(others) > 1 else 'is'} held "
+        f"against {about.baseline}, with {words.seeds(about)} each."
     )
     for result in summed:
         yield " ".join(_of_yardstick(result, about.baseline))
@@ -55,8 +55,8 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
         yield f"On {name}, only {words.listed([one.series for one in learned])} has learned at this budget."
     else:
         unlike = result.spread.p_alike is not None and not result.spread.pooled
-        why = "series scatter unlike" if unlike else "there are too few seeds for a test"
-        yield f"On {name}, differences to {baseline} have intervals alone, since {why}."
+        why = "series scatter unlike" if unlike else "there are too few seeds"
+        yield f"On {name}, differences to {baseline} are not tested, since {why}."
     if behind := [one for one in result.standings if one.learned is False]:
         yield f"There, {_unlearned(behind)}."
     yield from _noted(result)

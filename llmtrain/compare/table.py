@@ -62,7 +62,7 @@ def _scores(comparison: Comparison, title: str, results: list[Result]) -> Table:
         if any(getattr(result, name) is not None for result in results)
     ]
     return Table(
-        title=f"{title}, {words.budget(about, results[0].budget)} a cell",
+        title=f"{title}, {words.budget(about, results[0].budget)}",
         columns=("series", *(f"{words.label(result)}{words.arrow(result)}" for result in results)),
         rows=(*series, *below),
         rule=len(series),
@@ -111,7 +111,7 @@ def _caption(comparison: Comparison, results: list[Result], notes: Mapping[str, 
     about = comparison.about
     yield f"{words.matched(about)}."
     of = "seeds alone, on these texts" if results[0].kind == "geometry" else "seeds and items"
-    yield f"Mean over {len(about.seeds)} seeds ± half of the 95% interval, of {of}."
+    yield f"Mean over {words.seeds(about)} ± half of the 95% interval, of {of}."
     standings = [standing for result in results for standing in result.standings]
     if any(one.learned is False for one in standings):
         yield f"{words.UNLEARNED} {words.NOT_LEARNED}: not shown to beat every baseline, so not ranked."
@@ -131,7 +131,7 @@ def _caption(comparison: Comparison, results: list[Result], notes: Mapping[str, 
     if missing := [one.name for one in about.series if one.name not in measured]:
         yield f"Not measured here: {words.listed(missing)}."
     if any(not standing.estimate.se for standing in standings):
-        yield "Without ±: no interval, since neither items nor their error are known."
+        yield "Without ±: no interval, for want of seeds, of items or of their error."
 
 
 def _differences(comparison: Comparison, title: str, results: list[Result]) -> Table:
@@ -155,7 +155,7 @@ def _differences(comparison: Comparison, title: str, results: list[Result]) -> T
         "ranks: those that all shown differences between series leave."
     )
     return Table(
-        title=f"{title}: less {about.baseline}, {words.budget(about, results[0].budget)} a cell",
+        title=f"{title}: less {about.baseline}, {words.budget(about, results[0].budget)}",
         columns=("series", "yardstick", "difference", "p", "detectable", "rank", "verdict"),
         rows=tuple(rows),
         rule=None,

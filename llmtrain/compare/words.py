@@ -26,7 +26,9 @@ def matched(about: About) -> str:
 
 def budget(about: About, flops: int) -> str:
     """A budget by what is matched: where that is not FLOPs, these are the baseline's."""
-    return f"{short(flops)} model FLOPs" + ("" if about.matched == "flops" else f" of {about.baseline}")
+    return f"{short(flops)} model FLOPs a cell" + (
+        "" if about.matched == "flops" else f" of {about.baseline}"
+    )
 
 
 def short(number: float | int) -> str:
@@ -102,6 +104,10 @@ def ranks(found: Standing) -> str:
         return ""
     best, worst = found.ranks
     return str(best) if best == worst else f"{best} to {worst}"
+
+
+def seeds(about: About) -> str:
+    return "one seed" if len(about.seeds) == 1 else f"{len(about.seeds)} seeds"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -38,6 +38,6 @@ def alike(comparison: Comparison) -> Drawn | None:
     figure.colorbar(shown, ax=axis, label="linear CKA, debiased", shrink=0.8)
     caption = (
         "Mean over pairs of seeds; on the diagonal, two seeds of one series. Features of the same held-out texts. "
-        f"{words.budget(about, budget)} a cell. {words.matched(about)}."
+        f"{words.budget(about, budget)}. {words.matched(about)}."
     )
     return Drawn("alike", "How alike series are", caption, figure)

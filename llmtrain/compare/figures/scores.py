@@ -23,10 +23,10 @@ def scores(comparison: Comparison) -> Drawn | None:
         _scores(axis, result, comparison, {name: -i for i, name in enumerate(names)})
     about = comparison.about
     caption = (
-        f"Means over {len(about.seeds)} seeds with 95% intervals of seeds and items; small marks: single seeds; "
+        f"Means over {words.seeds(about)} with 95% intervals of seeds and items; small marks: single seeds; "
         f"hollow: {words.NOT_LEARNED}; grey: baselines; crosses: untrained models; < and >: farther off; dotted: "
         "chance; dashed: ceiling. "
-        f"{words.budget(about, results[0].budget)} a cell. {words.matched(about)}."
+        f"{words.budget(about, results[0].budget)}. {words.matched(about)}."
     )
     return Drawn("scores", "Scores", caption, figure)
 
@@ -116,7 +116,7 @@ def differences(comparison: Comparison) -> Drawn | None:
     caption = (
         f"Differences to {about.baseline} with 95% intervals; filled: shown (Holm's p within a yardstick at most .05); "
         "hollow: not shown; grey bars: differences under the smallest that would be shown with a probability of .8. "
-        f"{words.budget(about, results[0].budget)} a cell. {words.matched(about)}."
+        f"{words.budget(about, results[0].budget)}. {words.matched(about)}."
     )
     return Drawn("differences", f"Differences to {about.baseline}", caption, figure)
 
