@@ -109,6 +109,7 @@ def test_comments_docstrings_and_code_carry_no_mark_of_their_kind(texts):
     assert not any(text.startswith("#") for text in by_label["comment"])
     assert not any('"""' in text for text in by_label["docstring"])
     assert not any("#" in text or '"' in text for text in by_label["code"])
+    assert not any(text != text.lstrip() for found in by_label.values() for text in found)
     assert all(len(text.encode()) <= 256 for texts in by_label.values() for text in texts)
 
 
@@ -161,3 +162,13 @@ def test_continuations_follow_and_no_window_is_used_twice(texts):
         assert of.index(pair.second, of.index(pair.first) + len(pair.first)) - of.index(pair.first) < 220
     used = [text for pair in pairs for text in (pair.first, pair.second)]
     assert len(used) == len(set(used)) and isinstance(pairs[0], Pair)
+
+
+def test_code_that_is_deep_within_blocks_is_read_too():
+    source = 'def f():\n    """Return what there is to return."""\n    # what follows is deep\n' + "".join(
+        "    " * n + "if first_name_of_many:\n" for n in range(1, 15)
+    )
+    documents = (Document("deep.py", source + "    " * 15 + "pass\n"),)
+    task = text_kinds(python_files(HeldOutTexts(documents, (), ())), n_bytes=64, train=9, dev=9, test=9)
+    assert [e.label for e in task.train] == ["comment", "docstring", "code"]
+    assert all(e.input.text.strip() for e in task.train)

@@ -1,6 +1,7 @@
 """Comment, docstring or code: which of the three a short text of a Python file is, its marks taken off."""
 
 import ast
+import textwrap
 import tokenize
 from collections.abc import Iterable, Iterator
 
@@ -56,17 +57,17 @@ def _comments(source: Parsed) -> list[str]:
         else:
             out.append(text)
         last = line
-    return list(filter(_says, out))
+    return [text.strip() for text in out if _says(text.strip())]
 
 
 def _docstrings(source: Parsed) -> list[str]:
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     found = (ast.get_docstring(node) for node in ast.walk(source.tree) if isinstance(node, documented))
-    return [text for text in found if text is not None and _says(text)]
+    return [text.strip() for text in found if text is not None and _says(text.strip())]
 
 
 def _code(source: Parsed, n_bytes: int) -> list[str]:
-    """Windows of the lines that hold neither comment nor string."""
+    """Windows of the lines that hold neither comment nor string, without the indentation that all have."""
     told = {
         n
         for t in source.tokens
@@ -74,7 +75,8 @@ def _code(source: Parsed, n_bytes: int) -> list[str]:
         for n in range(t.start[0], t.end[0] + 1)
     }
     bare = "".join(line for number, line in enumerate(source.lines, 1) if number not in told)
-    return [text for _, text in windows_of(bare, n_bytes) if _says(text)]
+    windows = (textwrap.dedent(text).strip() for _, text in windows_of(bare, n_bytes))
+    return [text for text in windows if _says(text)]
 
 
 def _says(text: str) -> bool:
