@@ -108,7 +108,8 @@ class _Judged:
                 p=raw,
                 p_holm=adjusted,
                 shown=adjusted is not None and adjusted <= alpha,
-                detectable=detectable(value, alpha=alpha / len(others)),  # at Holm's strictest step
+                # at Holm's strictest step
+                detectable=None if raw is None else detectable(value, alpha=alpha / len(others)),
                 paired=self.panel.paired(one, base),
             )
             for one, value, raw, adjusted in zip(others, values, p, holm(p), strict=True)

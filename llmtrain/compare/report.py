@@ -65,8 +65,13 @@ def render(comparison: Comparison, drawn: list[Drawn], folder: Path) -> str:
 
 
 def _choices(comparison: Comparison) -> Table | None:
-    """What was chosen on dev for each yardstick and series, at every seed."""
-    rows = [row for row in comparison.rows if row.choices and row.role == "trained" and row.split == "test"]
+    """What was chosen on dev for the main metric of each yardstick, by series, at every seed."""
+    main = {(one.yardstick, one.metric, one.split) for one in comparison.results if one.main}
+    rows = [
+        row
+        for row in comparison.rows
+        if row.choices and row.role == "trained" and (row.yardstick, row.metric, row.split) in main
+    ]
     if not rows:
         return None
     found: dict[tuple[str, str, str], dict[str, Any]] = {}

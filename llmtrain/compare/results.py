@@ -62,7 +62,7 @@ class Difference:
     p: float | None  # of no difference; none under 5 degrees of freedom
     p_holm: float | None  # adjusted for all differences of this yardstick and budget
     shown: bool  # p_holm is at most 1 - level
-    detectable: float | None  # the smallest true difference that is shown with a probability of .8
+    detectable: float | None  # the smallest that is shown with a probability of .8; none where there is no p
     paired: bool  # whether items were paired; where a value has no items, their errors add up
 
 

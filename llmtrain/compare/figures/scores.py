@@ -127,7 +127,7 @@ def _differences(axis: Any, result: Result, comparison: Comparison, height: dict
     for one in result.differences:
         colour, mark = style[one.series]
         y = height[one.series]
-        if one.detectable is not None and one.p is not None:
+        if one.detectable is not None:
             axis.barh(y, 2 * one.detectable, left=-one.detectable, height=0.7, color=LIGHT, alpha=0.6, lw=0)
         axis.errorbar(
             one.estimate.value,
