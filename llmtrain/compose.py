@@ -262,6 +262,8 @@ def _shown(cfg: dict, parents: Sequence[str]) -> list[str]:
     node = _at(cfg, parents)
     inside = node if isinstance(node, dict) else cfg
     prefix = "".join(f"{part}." for part in parents) if inside is node else ""
+    if parents and parents[0] in (groups := choices()) and not set(inside) - {"_target_"}:
+        return [f"{parents[0]}={name}" for name in groups[parents[0]]]  # the chosen file has no keys
     return [f"{prefix}{name}" for name in inside if not name.startswith("_")]
 
 

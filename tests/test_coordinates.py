@@ -29,8 +29,8 @@ def planted(slope: float, *, parametrization: str = "given", axis: str = "width"
     for size, seed in product(WIDTHS, range(3)):
         noise = 1 + 0.01 * (seed - 1)
         by_layer = {
-            Spot("trunk.blocks.0.mlp", "SwiGLU", branch=True): noise * size**slope,
-            Spot("trunk.blocks.1", "residual stream"): noise,
+            Spot("trunk.blocks.0.mlp", "SwiGLU", True, (1, 2)): noise * size**slope,
+            Spot("trunk.blocks.1", "residual stream", False, (2, 2)): noise,
         }
         case = Case(parametrization, axis, size, seed)  # type: ignore[arg-type]
         found.append(Moved(case, {1: by_layer, 5: by_layer}))
@@ -51,6 +51,12 @@ def test_over_depths_what_a_layer_adds_is_seen_in_the_stream_alone():
     assert [kind.name for kind in kinds(curves(planted(-1.0, axis="depth")), "given", "depth")] == [
         "residual stream"
     ]
+
+
+def test_layers_of_stacks_of_different_depths_are_compared_where_they_are_as_deep():
+    names = {i: Spot(f"trunk.blocks.{i - 1}.mlp", "SwiGLU", False, (i, 8)).deep(4) for i in range(1, 9)}
+    assert names == {i: f"trunk at {i // 2} of 4.mlp" if i % 2 == 0 else None for i in names}
+    assert Spot("embed", "embedding").deep(4) == "embed"
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan])

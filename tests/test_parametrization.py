@@ -113,8 +113,8 @@ def test_what_a_parameter_is_follows_from_the_dimensions_that_grow():
     assert seen(of("router.weight", moe)) == parts((m**-0.5,), few, 1.0)
     contrastive = Contrastive(projection=12)
     assert seen(of("projection.weight", dense, contrastive)) == parts((m**-0.5,), few, 1.0)
-    # both in one matrix: z and x and dt are as wide as the model, B and C are not
-    assert seen(of("in_proj.weight", ssm)) == parts((1.0, 1.0, m**-0.5, m**-0.5, 1.0), hidden, 1 / m)
+    # both in one matrix: z and x and dt are as wide as the model; B and C are not, and begin as if they were
+    assert seen(of("in_proj.weight", ssm)) == parts((1.0,) * 5, hidden, 1 / m)
     # vectors: one number a unit, or a few for all of the model
     for name in ("past.A_log", "past.dt_bias", "mixer.D", "mixer.norm.weight"):
         assert seen(of(name, ssm)) == parts((1.0,), 1.0, gain), name
@@ -268,6 +268,11 @@ def test_a_base_that_layers_cannot_have_is_refused_by_its_key(home):
         ConfigError, match=r"parametrization\.base_width=12: d_model=12 is no multiple of head_dim=8"
     ):
         tiny(home, parametrization="mup", parametrization__base_width=12)
+
+
+def test_a_base_without_a_parametrisation_that_has_one_is_answered_with_those_that_are(home):
+    with pytest.raises(ConfigError, match=r"unknown key parametrization\.base_width: .*parametrization=mup"):
+        tiny(home, parametrization__base_width=16)
 
 
 def test_the_base_of_a_decoder_has_its_cross_attention_too():

@@ -18,8 +18,17 @@ class Spot(NamedTuple):
     """A place in a model where numbers can be seen."""
 
     name: str  # with the layer, as in trunk.blocks.1.mixer.qkv.0
-    kind: str  # without, as in AttentionModule.qkv.0
+    kind: str  # without, as in Attention.qkv.0
     branch: bool = False  # what a layer adds to the residual stream, which a deeper model divides
+    block: tuple[int, int] | None = None  # its number from 1, and how many blocks the stack has
+
+    def deep(self, least: int) -> str | None:
+        """Its name among those as deep in stacks of other depths; none where one of ``least`` blocks has none."""
+        if self.block is None:
+            return self.name
+        number, of = self.block
+        at, between = divmod(number * least, of)
+        return None if between else self.name.replace(f".blocks.{number - 1}", f" at {at} of {least}", 1)
 
 
 Seen = dict[Spot, Tensor]
@@ -59,21 +68,27 @@ def _hooks(model: Model, seen: Seen) -> Iterator[tuple[nn.Module, Callable[..., 
     if not isinstance(model.head, TokenHead):
         yield model.head, _keep(seen, Spot("head", "head"))
     routing = {id(module) for module in routers(model)}
-    for prefix, block in model.named_modules():
-        if not isinstance(block, Block):
-            continue
-        yield block, _keep(seen, Spot(prefix, "residual stream"))
+    for prefix, block, at in _blocks(model):
+        yield block, _keep(seen, Spot(prefix, "residual stream", block=at))
         for part in ("mixer", "cross", "mlp"):
             layer = getattr(block, part)
             if layer is None:
                 continue
             kind = type(layer).__name__.removesuffix("Module")
-            yield layer, _keep(seen, Spot(f"{prefix}.{part}", kind, branch=True))
+            yield layer, _keep(seen, Spot(f"{prefix}.{part}", kind, True, at))
             if id(layer) in routing:
-                yield layer, _route(seen, Spot(f"{prefix}.{part}.router", f"{kind}.router"))
+                yield layer, _route(seen, Spot(f"{prefix}.{part}.router", f"{kind}.router", block=at))
             for name, module in layer.named_modules():
                 if isinstance(module, nn.Linear) and name != "router":
-                    yield module, _parts(seen, f"{prefix}.{part}.{name}", f"{kind}.{name}", module)
+                    spot = Spot(f"{prefix}.{part}.{name}", f"{kind}.{name}", block=at)
+                    yield module, _parts(seen, spot, module)
+
+
+def _blocks(model: Model) -> Iterator[tuple[str, Block, tuple[int, int]]]:
+    for name, stack in (("encoder", model.encoder), ("trunk", model.trunk)):
+        for i, block in enumerate(stack.blocks if stack is not None else ()):
+            assert stack is not None
+            yield f"{name}.blocks.{i}", block, (i + 1, len(stack.blocks))
 
 
 def _keep(seen: Seen, spot: Spot) -> Callable[..., None]:
@@ -83,14 +98,14 @@ def _keep(seen: Seen, spot: Spot) -> Callable[..., None]:
     return hook
 
 
-def _parts(seen: Seen, name: str, kind: str, linear: nn.Linear) -> Callable[..., None]:
+def _parts(seen: Seen, spot: Spot, linear: nn.Linear) -> Callable[..., None]:
     roles: Any = getattr(linear, "roles", {"weight": Role("matrix")})
     role: Role = roles["weight"]
 
     def hook(module: nn.Module, args: Any, out: Tensor) -> None:
         for i, part in enumerate(out.split(role.splits, -1) if role.splits else (out,)):
             suffix = f".{i}" if role.splits else ""
-            seen[Spot(name + suffix, kind + suffix, role.residual)] = part
+            seen[Spot(spot.name + suffix, spot.kind + suffix, role.residual, spot.block)] = part
 
     return hook
 

@@ -132,8 +132,11 @@ class Found:
             sizes = self.question.sizes(axis)
             panel.set_xticks(sizes, [str(size) for size in sizes], minor=False)
             panel.minorticks_off()
+        low, high = (end(panel.get_ylim()[i] for panel in axes) for i, end in ((0, min), (1, max)))
+        for panel in axes:
+            panel.set_ylim(low, high)
         axes[0].set_ylabel(f"mean |change of the output| after {step} steps")
-        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, handlelength=3)
         return Drawn(f"coord_check_{axis}", "Movement of every layer's output", "", figure)
 
     def _losses(self) -> Drawn:

@@ -14,7 +14,7 @@ from llmtrain.coordinates.measure import Moved
 
 @dataclass(frozen=True)
 class Curve:
-    """Of one layer, or over depths of all layers of a kind, after one number of steps."""
+    """Of one layer, or over depths of those as deep in the stack, after one number of steps."""
 
     parametrization: str  # given | standard
     axis: Axis
@@ -64,23 +64,21 @@ class Kind:
 
 
 def curves(moved: Iterable[Moved]) -> list[Curve]:
-    """Over widths one a layer; over depths, where layers have no partners, the geometric mean of a kind's layers.
+    """Over widths one a layer; over depths one for each of the least depth's, with those as deep in the other stacks.
 
     There, what a layer adds to the residual stream is left out: it shrinks with depth by design, and is seen in the
     stream.
     """
+    moved = list(moved)
+    least = min((case.size for case, _ in moved if case.axis == "depth"), default=0)
     found: dict[tuple[str, Axis, int, str, str], dict[int, list[float]]] = defaultdict(dict)
     for case, by_step in moved:
         for step, spots in by_step.items():
-            layers: dict[tuple[str, str], list[float]] = defaultdict(list)
             for spot, value in spots.items():
-                if case.axis == "width":
-                    layers[spot.name, spot.kind].append(value)
-                elif not spot.branch:
-                    layers[spot.kind, spot.kind].append(value)
-            for (layer, kind), values in layers.items():
-                of = found[case.parametrization, case.axis, step, layer, kind]
-                of.setdefault(case.size, []).append(_geometric(values))
+                layer = spot.name if case.axis == "width" else None if spot.branch else spot.deep(least)
+                if layer is not None:
+                    of = found[case.parametrization, case.axis, step, layer, spot.kind]
+                    of.setdefault(case.size, []).append(value)
     return [
         Curve(*key, sizes=tuple(by_size), moved=tuple(tuple(seeds) for seeds in by_size.values()))
         for key, by_size in found.items()
@@ -91,7 +89,3 @@ def kinds(found: Sequence[Curve], parametrization: str, axis: Axis) -> list[Kind
     mine = [c for c in found if (c.parametrization, c.axis) == (parametrization, axis)]
     names = dict.fromkeys(c.kind for c in mine)
     return [Kind(name, tuple(c for c in mine if c.kind == name)) for name in names]
-
-
-def _geometric(values: Sequence[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values))) if all(v > 0 for v in values) else 0.0

@@ -63,6 +63,7 @@ class MuP(Parametrization):
     ========================  ===========  ============  =======  ========
     fan-in and fan-out        m^-1/2       1 / m         1 / m    of singular values sqrt(out / in)
     fan-in alone              1 / m        1 / m         1        likewise
+    the same, ``features``    m^-1/2       1 / m                  likewise
     fan-out alone, vectors    1            1             1 / m    likewise
     neither                   1            1             1        1
     tables (embedding, head)  1            1             1 / m
@@ -148,11 +149,11 @@ def _wider(role: Role, dims: Dims, base: Dims, twice: Dims, cfg: ModelConfig) ->
         table = _table(m, cfg)
         # m^1/2 takes back the standard's fan-in, which is none of a table's
         return Scale(init=(m**0.5 / table,), rate=1 / table, gradient=table / m, into=into, out=out)
-    # from a sum of many terms to a few: it has no other sums beside it to hide in
+    # a few sums of many terms, where one step in each term moves a sum by as many
     narrows = tuple(
         base.into < twice.into and small == large for small, large in zip(base.out, twice.out, strict=True)
     )
-    init = tuple(into**-0.5 if narrow else 1.0 for narrow in narrows)
+    init = tuple(into**-0.5 if narrow and not role.features else 1.0 for narrow in narrows)
     return Scale(init=init, rate=1 / into, gradient=1 / max(out), into=into, out=out)
 
 

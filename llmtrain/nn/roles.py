@@ -15,6 +15,9 @@ class Role(NamedTuple):
         int, ...
     ] = ()  # rows (dim -2) of the parts of a fused matrix, such as q, k and v; () is one part
     residual: bool = False  # writes into the residual stream, so its initial scale falls with depth
+    features: bool = (
+        False  # few outputs of many inputs that wide ones are multiplied by: not to begin ever smaller
+    )
 
 
 class Scale(NamedTuple):
@@ -52,10 +55,12 @@ def scales(model: nn.Module) -> dict[str, Scale]:
     return {name: given.get(name) or _standard(role) for name, role in roles(model).items()}
 
 
-def linear(d_in: int, d_out: int, *, splits: tuple[int, ...] = (), residual: bool = False) -> nn.Linear:
-    """A projection without bias that says whether it is fused, and whether it writes into the residual stream."""
+def linear(
+    d_in: int, d_out: int, *, splits: tuple[int, ...] = (), residual: bool = False, features: bool = False
+) -> nn.Linear:
+    """A projection without bias that says what its role is."""
     module = nn.Linear(d_in, d_out, bias=False)
-    module.roles = {"weight": Role("matrix", splits, residual)}  # type: ignore[assignment]
+    module.roles = {"weight": Role("matrix", splits, residual, features)}  # type: ignore[assignment]
     return module
 
 

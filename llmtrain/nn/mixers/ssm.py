@@ -164,7 +164,10 @@ class SSMModule(MixerModule):
         self.prefix = Branch(cfg, self.n_heads, reverse=True) if two_ways else None
         dts = (self.n_heads,) * (2 if two_ways else 1)
         self.splits = (inner, inner + 2 * shared, *dts)  # z; x, B and C; dt
-        self.in_proj = linear(d_model, sum(self.splits), splits=(inner, inner, shared, shared, *dts))
+        # B and C multiply x: were they to begin smaller in a wider model, so would all that the scan puts out
+        self.in_proj = linear(
+            d_model, sum(self.splits), splits=(inner, inner, shared, shared, *dts), features=True
+        )
         self.D = nn.Parameter(torch.empty(self.n_heads))
         self.norm = RMSNorm(inner, eps=cfg.norm_eps)
         self.out = linear(inner, d_model, residual=True)
