@@ -15,7 +15,7 @@ Made = Literal["docstring_to_function", "name_role", "text_kind", "continuation"
 class Probing:
     """Logistic regressions, whose penalty dev chooses."""
 
-    C: tuple[PositiveFloat, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the L2 penalty
+    C: tuple[PositiveFloat, ...] = (0.01, 0.1, 1.0, 10.0)  # inverse strengths of the L2 penalty
     max_steps: PositiveInt = 200  # of L-BFGS
 
 

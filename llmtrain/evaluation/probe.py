@@ -146,7 +146,7 @@ def _choose(train: _Split, dev: _Split, scaling: Scaling, cfg: Probing) -> Chose
         x, held_out = scaled(scaling, train.x[place], dev.x[place])
         return float((fit(x, train.y, strength, cfg.max_steps).predict(held_out) == dev.y).mean())
 
-    middle = cfg.C[len(cfg.C) // 2]
+    middle = cfg.C[(len(cfg.C) - 1) // 2]
     at_places = {place: score(place, middle) for place in train.x}
     place = max(at_places, key=lambda p: at_places[p])
     found = {c: at_places[place] if c == middle else score(place, c) for c in cfg.C}
