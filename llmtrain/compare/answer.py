@@ -16,13 +16,13 @@ from llmtrain.compare.size import one_of
 from llmtrain.compare.texts import held_out_texts
 from llmtrain.errors import NumbersError
 from llmtrain.lock import RunLock
-from llmtrain.sweep.pool import LocalPool, Pool
+from llmtrain.sweep.pool import Pool
 from llmtrain.sweep.runner import Runner
 from llmtrain.sweep.status import State, status_of
 
 
-def pool_of(contest: Contest) -> LocalPool:
-    return LocalPool(contest.launch.workers, contest.launch.threads)
+def pool_of(contest: Contest) -> Pool:
+    return contest.launch.pool(contest.folder)
 
 
 def answer(

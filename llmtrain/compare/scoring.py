@@ -22,13 +22,17 @@ from llmtrain.compose import build
 from llmtrain.config import to_plain
 from llmtrain.evaluation.base import Measured
 from llmtrain.launch.processes import tied_to
+from llmtrain.sweep.pool import Local
 
 _VERSION = 1  # of the yardsticks: a change of what they yield measures every model anew
 
 
 def executor_of(contest: Contest) -> Executor:
     """Processes that measure one contestant at a time, and end with this one."""
-    workers = contest.launch.workers or max(1, (os.cpu_count() or 1) // contest.launch.threads)
+    asked = (
+        contest.launch.workers if isinstance(contest.launch, Local) else None
+    )  # scores are always made here
+    workers = asked or max(1, (os.cpu_count() or 1) // contest.launch.threads)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # what takes seconds to import is imported once
     return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(contest.launch.threads,))

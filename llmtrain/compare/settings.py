@@ -11,7 +11,7 @@ from llmtrain.config import config, is_folder_name
 from llmtrain.data.corpus import SetAside
 from llmtrain.evaluation.feature_settings import FeatureYardsticks
 from llmtrain.evaluation.settings import Generation
-from llmtrain.sweep.settings import Local
+from llmtrain.sweep.pool import Launch
 from llmtrain.typos import did_you_mean, nearest
 
 Match = Literal["flops", "tokens", "time"]
@@ -85,7 +85,7 @@ class Contest:
     )
     report: bool = True  # figures and a page
     wandb: WandB | None = None  # where tables and figures go besides
-    launch: Local
+    launch: Launch
     name: str
     runs: Path = Path("runs")  # the comparison is a folder in it, its runs are folders in that
 

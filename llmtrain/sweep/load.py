@@ -14,6 +14,7 @@ from llmtrain.targets import check_targets, resolve
 from llmtrain.typos import did_you_mean, nearest, nearest_keys
 
 T = TypeVar("T")
+LAUNCH = "launch"  # a key of questions that is chosen from a folder of configs/, too
 
 
 def choices(group: str) -> list[str]:
@@ -40,10 +41,7 @@ def asked_in(words: Sequence[str], group: str, kind: type[T]) -> tuple[T, list[s
     own = [word for word in words if word.partition("=")[0] == group or word.startswith(f"{group}.")]
     chosen = [word.partition("=")[2] for word in own if word.startswith(f"{group}=")]
     name = chosen[-1] if chosen else "quickstart"
-    if name not in choices(group):
-        near = nearest(name, choices(group))
-        raise ConfigError(f"unknown choice {group}={name}: {did_you_mean(near, choices(group))}")
-    cfg: dict[str, Any] = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    cfg = _read(group, name, group)
     for override in parse([word for word in own if word.startswith(f"{group}.")], {}):
         _apply(cfg, group, override.key.removeprefix(f"{group}."), override.value)
     check_targets(cfg)
@@ -53,7 +51,18 @@ def asked_in(words: Sequence[str], group: str, kind: type[T]) -> tuple[T, list[s
     return build(cfg), [word for word in words if word not in own]
 
 
+def _read(group: str, name: str, key: str) -> dict[str, Any]:
+    """The file of configs/``group`` that ``key`` chooses by its name."""
+    if name not in choices(group):
+        near = nearest(name, choices(group))
+        raise ConfigError(f"unknown choice {key}={name}: {did_you_mean(near, choices(group))}")
+    cfg: dict[str, Any] = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    return cfg
+
+
 def _apply(cfg: dict[str, Any], group: str, key: str, value: Any) -> None:
+    if key == LAUNCH and isinstance(value, str):
+        value = _read(LAUNCH, value, f"{group}.{key}")
     *parents, leaf = key.split(".")
     node: Any = cfg
     for part in parents:

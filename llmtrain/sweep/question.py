@@ -12,7 +12,7 @@ from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.forecast import forecast
 from llmtrain.sweep.plan import Plan, describe, kept_plan, make_plan
-from llmtrain.sweep.pool import LocalPool, Pool
+from llmtrain.sweep.pool import Pool
 from llmtrain.sweep.settings import Sweep
 from llmtrain.sweep.status import status_of, table
 
@@ -24,8 +24,8 @@ def series_of(sweep: Sweep, progress: Progress | None) -> dict[str, Series]:
     }
 
 
-def pool_of(sweep: Sweep) -> LocalPool:
-    return LocalPool(sweep.launch.workers, sweep.launch.threads)
+def pool_of(sweep: Sweep) -> Pool:
+    return sweep.launch.pool(sweep.folder)
 
 
 def planned(sweep: Sweep, *, startup: float) -> Plan:

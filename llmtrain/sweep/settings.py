@@ -13,6 +13,7 @@ from llmtrain.scaling.method import Method
 from llmtrain.sweep.cells import Cell, Role, Target
 from llmtrain.sweep.forecast import Prior
 from llmtrain.sweep.ladder import ladder
+from llmtrain.sweep.pool import Launch
 
 
 @config
@@ -70,14 +71,6 @@ class HeldOut:
 
 
 @config
-class Local:
-    """Processes of this machine, one a cell."""
-
-    workers: PositiveInt | None = None  # at a time; none: one a core
-    threads: PositiveInt = 1  # of each
-
-
-@config
 class Sweep(ABC):
     series: dict[str, tuple[str, ...]]  # by name, the words of train.py that make it beside the common ones
     common: tuple[str, ...] = ()  # words of train.py for every cell
@@ -89,7 +82,7 @@ class Sweep(ABC):
     fit: Method  # fixed before any cell runs
     prior: Prior
     report: bool = True  # figures and a page beside each fit
-    launch: Local
+    launch: Launch
     name: str
     runs: Path = Path("runs")  # the sweep is a folder in it, its cells are folders in that
 
