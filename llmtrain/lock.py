@@ -114,6 +114,25 @@ class RunLock:
             ) from error
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process holds ``folder``, as far as its holder's own words tell: nothing is locked to find out."""
+    try:
+        with (folder / ".lock").open("rb") as file:
+            holder = _read(file.fileno())
+    except OSError:
+        return False
+    own = _holder()
+    if not holder or any(holder.get(key) != own[key] for key in ("host", "boot_id")):
+        return bool(holder)
+    try:
+        os.kill(int(str(holder["pid"])), 0)
+    except PermissionError:
+        return True  # another user's
+    except (ProcessLookupError, ValueError, KeyError):
+        return False
+    return True
+
+
 def _holder() -> dict[str, object]:
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {

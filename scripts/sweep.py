@@ -5,6 +5,7 @@ The same command again skips what is finished and goes on with what was interrup
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 
@@ -19,9 +20,19 @@ def main() -> int:
         "words", nargs="*", metavar="key=value", help="sweep=NAME, sweep.KEY=VALUE, words of train.py"
     )
     parser.add_argument("--dry-run", action="store_true", help="print and write the plan, and stop")
-    parser.add_argument("--status", action="store_true", help="print how far each cell is, and stop")
+    parser.add_argument(
+        "--status",
+        action="store_true",
+        help="show how far each cell is: live on a terminal while the sweep runs",
+    )
     parser.add_argument(
         "--force", action="store_true", help="fit although a best learning rate may lie beyond those tried"
+    )
+    parser.add_argument(
+        "--prior",
+        metavar="FIT|PAPER",
+        help="the law that the forecast believes: a folder with a fit, or "
+        "hoffmann2022, besiroglu2024, muennighoff2023; without it, that of sweep.prior",
     )
     args = parser.parse_intermixed_args()
     return guarded(lambda: sweep(args))
@@ -31,10 +42,17 @@ def sweep(args: argparse.Namespace) -> None:
     from llmtrain.sweep.load import sweep_from
 
     asked = sweep_from(args.words)
-    if args.status:
-        from llmtrain.sweep.question import status
+    if args.prior is not None:
+        from llmtrain.sweep.forecast import prior_from
 
-        print(status(asked))
+        asked = dataclasses.replace(asked, prior=prior_from(args.prior, asked.prior))
+    if args.status:
+        from llmtrain.sweep.progress import status, watch
+
+        if sys.stdout.isatty():
+            watch(asked)
+        else:
+            print(status(asked))
         return
     from llmtrain.sweep.question import answer, planned
 

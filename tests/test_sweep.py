@@ -9,14 +9,20 @@ from typing import Any
 
 import pytest
 
+from llmtrain.callbacks.loggers.wandb import WandB
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord
+from llmtrain.sweep import trials
+from llmtrain.sweep.answer import fitted
+from llmtrain.sweep.board import grouped, publish
 from llmtrain.sweep.cells import Role
 from llmtrain.sweep.kept import FILE
 from llmtrain.sweep.load import sweep_from
+from llmtrain.sweep.memory import bytes_at_peak
 from llmtrain.sweep.plan import Plan, kept_plan
 from llmtrain.sweep.pool import Ended, Job
-from llmtrain.sweep.question import answer, planned, status
+from llmtrain.sweep.progress import status
+from llmtrain.sweep.question import answer, planned, series_of
 from llmtrain.sweep.runner import CellsFailed
 from llmtrain.sweep.settings import Sweep
 from pools import Forked
@@ -34,7 +40,7 @@ def words(home: Path, name: str, **own: object) -> list[str]:
     changes: dict[str, object] = {
         "name": name, "runs": home, "depth": 1, "budgets": "[2e7,6e7,2e8]", "factors": "[0.5,1,2]", "seeds": "[0]",
         "optimum.n": 8e3, "optimum.flops": 2e7, "optimum.exponent": 0.2, "tuning.rates": 1, "limits.least_steps": 1,
-        "report": "false", "fit.bootstrap": 50, "held_out.flops": 4e8, "held_out.seeds": "[0]",
+        "batch_test": "null", "report": "false", "fit.bootstrap": 50, "held_out.flops": 4e8, "held_out.seeds": "[0]",
     }  # fmt: skip
     return [
         "sweep=isoflop", "sweep.series={tiny: [objective=clm]}",
@@ -109,9 +115,10 @@ def test_another_question_in_the_same_folder_is_refused_with_the_difference(done
 
 def test_the_state_of_every_cell_is_told(done: Path) -> None:
     said = status(sweep_from(words(done.parent, "a")))
-    assert said.endswith(
-        f"{len(list(done.glob('cells/*')))} cells: {len(list(done.glob('cells/*')))} finished"
-    )
+    cells = [p.parent for p in done.glob("*/*/record.json")]
+    assert said.endswith(f"{len(cells)} cells: {len(cells)} finished")
+    assert {line.split()[0] for line in said.splitlines()[1:-1]} == {cell.name for cell in cells}
+    assert {cell.parent.name for cell in cells} == {"cells", "held_out"}
 
 
 def test_learning_rates_are_tried_at_the_corners_and_cells_follow_the_rule(home: Path) -> None:
@@ -130,6 +137,11 @@ def test_learning_rates_are_tried_at_the_corners_and_cells_follow_the_rule(home:
     rule = tuning["rules"]["tiny"]
     assert all(r.lr > 0 for r in map(RunRecord.read, (home / "tuned").glob("cells/*/record.json")))
     assert rule.keys() == {"constant", "by_n", "by_tokens"}
+    said = status(sweep_from(words(home, "tuned", **own)))
+    assert all(name in said for name in tried)
+    assert " rule " not in said and said.endswith("1 held-out runs follow, once the law is fitted")
+    shutil.rmtree(home / "tuned" / "tunes")  # what is tried next is known before it has begun
+    assert status(sweep_from(words(home, "tuned", **own))).count(" tune ") == 3 * len(tuning["corners"])
 
 
 @pytest.mark.parametrize(
@@ -198,3 +210,85 @@ def test_a_sealed_prediction_is_of_the_law_that_the_records_make(done: Path, tmp
     sealed.write_text(json.dumps(json.loads(sealed.read_text()) | {"loss": 1.0}))
     with pytest.raises(ConfigError, match=r"predicts 1\.0000 .* another name"):
         answer(sweep, plan, force=True, pool=Forked())
+
+
+def test_the_middle_cell_settles_batch_and_noise_before_the_grid_is_run(home: Path) -> None:
+    own = {
+        "batch_test": "{_target_: llmtrain.sweep.settings.BatchTest, doublings: 1, seeds: [0]}",
+        "noise": "{_target_: llmtrain.sweep.settings.Noise, seeds: [0, 1, 2]}",
+        "prior.seed_sd": 9.0,  # any batch is good enough
+    }
+    ran = run(home, "settled", **own).ran
+    folder = home / "settled"
+    plan = kept_plan(sweep_from(words(home, "settled", **own)))
+    assert plan is not None and plan.batch == 2
+    assert json.loads((folder / "batch.json").read_text())["chosen"] == 2
+    tried = {cell.batch_rows: cell for trial in plan.batches.values() for cell in trial}
+    assert ran[:2] == [tried[2].id, tried[4].id] or ran[:2] == [tried[4].id, tried[2].id]
+    records = {rows: RunRecord.read(cell.run(folder) / "record.json") for rows, cell in tried.items()}
+    assert records[4].lr == pytest.approx(2**0.5 * records[2].lr)
+    assert records[4].raw_tokens == pytest.approx(records[2].raw_tokens, rel=0.06)
+    cells = [RunRecord.read(p) for p in folder.glob("cells/*/record.json")]
+    assert {record.batch_rows for record in cells} == {4}
+    assert all(record.lr == pytest.approx(records[4].lr) for record in cells)  # no rate is tuned here
+    (held_out,) = (RunRecord.read(p) for p in folder.glob("held_out/*/record.json"))
+    assert held_out.batch_rows == 4 and held_out.lr == pytest.approx(records[4].lr)
+    noise = json.loads((folder / "noise.json").read_text())
+    assert noise["dof"] == 2 and 0 < noise["seed_sd"] < 1
+    assert run(home, "settled", **own).ran == []
+    said = status(sweep_from(words(home, "settled", **own)))
+    assert all(cell.id in said for cell in tried.values())
+
+
+def test_a_batch_is_not_tried_that_leaves_too_few_steps(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"batch_test": "{_target_: llmtrain.sweep.settings.BatchTest}", "limits.least_steps": 6}
+    plan = planned(sweep_from(words(home, "short", **own)), startup=1.0)
+    assert not plan.batches and any(6 <= cell.steps < 12 for cell in plan.cells)
+    assert "batch test: none" in capsys.readouterr().out
+
+
+def test_one_precision_is_chosen_by_timing_where_the_machine_may_choose(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = [*words(home, "auto"), "trainer.precision=auto"]
+    plan = planned(sweep_from(auto), startup=1.0)
+    assert plan.precision_seconds.keys() == {"fp32", "bf16"} and min(plan.precision_seconds.values()) > 0
+    (word,) = plan.settled["tiny"]
+    assert word == f"trainer.precision={trials.faster(plan.precision_seconds)}"
+    for cell in plan.cells:  # of two words the last one counts
+        assert [w for w in cell.words if w.startswith("trainer.precision=")][-1] == word
+    assert word in capsys.readouterr().out
+    assert planned(sweep_from(words(home, "fixed")), startup=1.0).settled["tiny"] == ()
+
+
+def test_the_memory_of_every_cell_is_that_of_a_step_of_it_without_data(home: Path) -> None:
+    sweep = sweep_from(words(home, "fixed"))
+    plan, series = planned(sweep, startup=1.0), series_of(sweep, {}, None)["tiny"]
+    assert len({cell.d_model for cell in plan.cells}) > 3  # of three it was taken, the others follow
+    for cell in plan.cells:
+        assert cell.memory == pytest.approx(bytes_at_peak(series, cell), rel=0.05), cell.id
+
+
+def test_wandb_gets_a_group_of_cells_and_a_run_with_table_law_and_figures(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    sweep, plan = elsewhere(done, tmp_path)
+    shutil.copytree(done, tmp_path / "a")
+    studies = fitted(sweep, force=True).studies
+    publish(sweep, plan, studies)
+    assert not (tmp_path / "a" / "wandb").exists()  # the cells do not log there
+    offline = WandB(mode="offline")
+    assert grouped(sweep, offline) == ("logger.group=a",) and grouped(sweep, WandB(group="mine")) == ()
+    first = dataclasses.replace(
+        plan.cells[0], words=(*plan.cells[0].words, "logger=wandb", "logger.mode=offline")
+    )
+    publish(sweep, dataclasses.replace(plan, cells=(first, *plan.cells[1:])), studies)
+    (logged,) = (tmp_path / "a" / "wandb").glob("offline-run-*/run-*.wandb")
+    text = logged.read_bytes()
+    assert b"tiny/alpha" in text and b"fit/tiny/envelope" in text
+    (table,) = logged.parent.glob("files/media/table/*.json")
+    assert len(json.loads(table.read_text())["data"]) == len(plan.cells) + 1
+    assert len(list(logged.parent.glob("files/media/images/**/*.png"))) >= 3

@@ -10,9 +10,9 @@ from llmtrain.compare.plan import Plan
 from llmtrain.compare.settings import Rates
 from llmtrain.config import to_plain
 from llmtrain.run_folder import write_text
-from llmtrain.sweep.conduct import TUNING, at_rate
+from llmtrain.sweep.conduct import TUNING
 from llmtrain.sweep.runner import Runner
-from llmtrain.sweep.tuning import Best, Tried, best_of
+from llmtrain.sweep.tuning import Best, Tried, at_rate, best_of
 
 
 def tuned(plan: Plan, rates: Rates, runner: Runner) -> dict[str, Best]:

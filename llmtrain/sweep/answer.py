@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from llmtrain.errors import ConfigError
+from llmtrain.run_folder import write_text
 from llmtrain.scaling import Study, predict, read, read_fit, study, verify
 from llmtrain.scaling.predict import NAME as PREDICTION
 from llmtrain.scaling.read import the_series
@@ -18,6 +21,7 @@ from llmtrain.sweep.count import Series
 from llmtrain.sweep.settings import HeldOut, Sweep
 from llmtrain.sweep.tuning import Rule
 
+HELD_OUT = "held_out.json"  # the cells that were predicted
 FIT = "fit"  # of the sweep's folder; each series has a folder in it
 
 
@@ -80,7 +84,16 @@ def predicted(
             f"[{sealed['run']['lo']:.4f}, {sealed['run']['hi']:.4f}]; sha256 of {PREDICTION} {digest}"
         )
         cells += mine
-    return with_rates(cells, rules)
+    cells = with_rates(cells, rules)
+    text = TypeAdapter(tuple[Cell, ...]).dump_json(tuple(cells), indent=1).decode()
+    write_text(sweep.folder / HELD_OUT, text + "\n")
+    return cells
+
+
+def held_out_cells(folder: Path) -> tuple[Cell, ...]:
+    """Those of the sweep in ``folder``; none before their losses are predicted."""
+    path = folder / HELD_OUT
+    return TypeAdapter(tuple[Cell, ...]).validate_json(path.read_bytes()) if path.exists() else ()
 
 
 def _sealed(path: Path, found: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -52,6 +52,9 @@ class Cell:
     lr: float | None = None  # none: from the rule that the tuning will give
     epochs: float
     seconds: float | None = None  # expected, on one worker
+    memory: int | None = (
+        None  # bytes, expected at the peak of a step, without what Python and its libraries take
+    )
     notes: tuple[str, ...] = ()  # limits that it does not keep
     origin: str | None = None  # TRUNK@STEP that it branches from
     words: tuple[str, ...]  # of train.py, all but those of the sweep's folder

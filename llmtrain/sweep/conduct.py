@@ -8,11 +8,11 @@ from pathlib import Path
 from llmtrain.config import to_plain
 from llmtrain.run_folder import write_text
 from llmtrain.sweep.cells import Cell, Role
-from llmtrain.sweep.plan import Plan
+from llmtrain.sweep.plan import Plan, tuning_of
 from llmtrain.sweep.pool import Pool
 from llmtrain.sweep.runner import Runner
 from llmtrain.sweep.settings import Sweep
-from llmtrain.sweep.tuning import Best, Rule, best_of, next_rates, rule_of
+from llmtrain.sweep.tuning import Best, Rule, at_rate, best_of, next_rates, rule_of
 
 TUNING = "tuning.json"
 
@@ -26,8 +26,9 @@ class Conductor(Runner):
 
     def tuned(self, plan: Plan) -> dict[str, Rule | None]:
         """The rule of each series; none where the rate is the config's. What was tried is in ``tuning.json``."""
+        tuning = tuning_of(self.sweep, plan)
         tried = {corner.id: dict[float, float]() for corner in plan.tuned}
-        while jobs := [(c, lr) for c in plan.tuned for lr in next_rates(tried[c.id], self.sweep.tuning)]:
+        while jobs := [(c, lr) for c in plan.tuned for lr in next_rates(tried[c.id], tuning)]:
             cells = {(c.id, lr): at_rate(c, lr) for c, lr in jobs}
             self.run(list(cells.values()))
             for (corner, lr), cell in cells.items():
@@ -54,7 +55,7 @@ def with_rates(cells: Sequence[Cell], rules: Mapping[str, Rule | None]) -> list[
     trunks = {(c.series, c.n, c.seed): c for c in cells if c.role is Role.TRUNK}
     found = []
     for cell in cells:
-        rule, of = rules[cell.series], trunks.get((cell.series, cell.n, cell.seed), cell)
+        rule, of = rules.get(cell.series), trunks.get((cell.series, cell.n, cell.seed), cell)
         found.append(cell if rule is None else dataclasses.replace(cell, lr=rule.lr(of.n, of.tokens)))
     return found
 
@@ -65,6 +66,8 @@ def edges(folder: Path) -> list[str]:
     return json.loads(path.read_text(encoding="utf-8"))["on_an_edge"] if path.exists() else []
 
 
-def at_rate(corner: Cell, lr: float) -> Cell:
-    """``corner`` with a learning rate that is tried."""
-    return dataclasses.replace(corner, id=f"{corner.id}-lr{lr:.4g}", role=Role.TUNE, lr=lr)
+def rules_of(folder: Path) -> dict[str, Rule | None]:
+    """The rule of each series, as far as they are found."""
+    path = folder / TUNING
+    found = json.loads(path.read_text(encoding="utf-8"))["rules"] if path.exists() else {}
+    return {name: rule and Rule(**rule) for name, rule in found.items()}

@@ -1,18 +1,24 @@
 """What precision a plan buys: sweeps simulated on its cells, read by the very method that will read the real one."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from llmtrain.config import config
+from llmtrain.errors import ConfigError
 from llmtrain.scaling.flops import Convention, measured
 from llmtrain.scaling.method import Method
 from llmtrain.scaling.points import Points, planned
+from llmtrain.scaling.published import LAWS
+from llmtrain.scaling.saved import read_fit
 from llmtrain.scaling.simulate import simulate
 from llmtrain.sweep.cells import Cell
+from llmtrain.typos import did_you_mean, nearest
 
 COUNT = 100
 FAR, SHORT = 10.0, 1.5  # times beyond the largest budget, with fewer decades of compute
@@ -36,6 +42,31 @@ class Prior:
 
     def loss(self, n: Float[np.ndarray, " n"], d: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
+
+
+def prior_from(source: str, prior: Prior) -> Prior:
+    """``prior`` with the law of a paper, by its name, or of a fit, by its folder or file.
+
+    How runs scatter is a fit's, too, where it has replicates. Raises ConfigError for another source or form.
+    """
+    if source in LAWS:
+        return dataclasses.replace(prior, **LAWS[source])
+    if not Path(source).exists():
+        near = did_you_mean(nearest(source, LAWS), LAWS)
+        raise ConfigError(
+            f"--prior {source}: there is no such file or folder, nor a published law of that name: {near}"
+        )
+    saved = read_fit(source)
+    if saved.law.form.name != "chinchilla" or saved.lines:
+        raise ConfigError(
+            f"--prior {source}: its form is {saved.plain['form']}; a forecast needs form chinchilla"
+        )
+    found = dataclasses.replace(prior, **{key: saved.law.parameters[key] for key in prior.law})
+    sigma = saved.law.sigma
+    if not saved.law.log or sigma.replicate is None or sigma.replicate_dof < 2:
+        return found
+    misfit = math.sqrt(max(0.0, sigma.residual**2 - sigma.replicate**2))
+    return dataclasses.replace(found, seed_sd=sigma.replicate, misfit_sd=misfit)
 
 
 class Forecast(NamedTuple):

@@ -4,24 +4,27 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.callbacks.display import duration
 from llmtrain.config import config, to_plain
 from llmtrain.errors import ConfigError
 from llmtrain.nn.parametrization import Standard
-from llmtrain.sweep.cells import Cell
+from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.kept import read_plan, write_plan
-from llmtrain.sweep.settings import Sweep
+from llmtrain.sweep.memory import expected_bytes
+from llmtrain.sweep.settings import Sweep, Tuning
 from llmtrain.sweep.timing import makespan, timed
+from llmtrain.sweep.trials import batch_trials, replicates
 from llmtrain.sweep.tuning import corners
 
 log = logging.getLogger(__name__)
 
-_HOW = ("launch", "report")  # keys that decide how a sweep is answered, not what is asked
+# keys that decide how a sweep is answered or forecast, not what is asked
+_HOW = ("launch", "report", "prior")
 N_FIT = "parameters without the input embedding's table, the head once, active experts alone"
 
 
@@ -32,6 +35,14 @@ class Plan:
     tuned: tuple[Cell, ...]  # at whose sizes and lengths learning rates are tried
     workers: int
     seconds: float | None  # expected, of all of it
+    startup: float | None = None  # seconds before a process' first step
+    settled: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # by series, words that trials have chosen
+    precision_seconds: dict[str, float] = field(default_factory=dict)  # of a step of the middle cell
+    batches: dict[int, tuple[Cell, ...]] = field(default_factory=dict)  # trials, by times the config's batch
+    batch: int | None = None  # times the config's that they have chosen
+    replicates: tuple[Cell, ...] = ()  # of the middle cell
     convention: str = N_FIT
 
     @property
@@ -43,11 +54,8 @@ class Plan:
         write_plan(self, self.hash, folder)
 
 
-def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup: float | None) -> Plan:
-    """The cells, each solved for and counted; with ``startup`` also timed on this machine.
-
-    Raises ConfigError where a budget has no cell left.
-    """
+def grid_cells(sweep: Sweep, series: Mapping[str, Series]) -> list[Cell]:
+    """The cells that are fitted, each solved for and counted. Raises ConfigError where no budget has one left."""
     cells = [series[t.series].cell(t, sweep.limits) for t in sweep.targets()]
     if sweep.limits.beyond == "drop":
         cells = [cell for cell in cells if not cell.notes]
@@ -56,15 +64,25 @@ def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup:
             f"sweep {sweep.name}: no cell keeps the limits (sweep.limits): give larger budgets, or "
             "sweep.limits.beyond=say"
         )
-    cells = list({cell.id: cell for cell in cells}.values())  # two factors may come to one width
+    return list({cell.id: cell for cell in cells}.values())  # two factors may come to one width
+
+
+def make_plan(
+    sweep: Sweep,
+    series: Mapping[str, Series],
+    *,
+    workers: int,
+    startup: float | None,
+    batches: Mapping[int, tuple[Cell, ...]] | None = None,
+) -> Plan:
+    """The cells with what each costs; with ``startup`` also timed on this machine.
+
+    ``batches`` are the trials of batches where they are done; else they are planned too.
+    """
+    cells = grid_cells(sweep, series)
     if startup is not None:
-        for name, one in series.items():
-            mine = [cell for cell in cells if cell.series == name]
-            expected = timed(one, mine, threads=sweep.launch.threads, startup=startup)
-            cells = [
-                dataclasses.replace(cell, seconds=expected[cell.id]) if cell.id in expected else cell
-                for cell in cells
-            ]
+        costed = {cell.id: cell for one in series.values() for cell in _costed(sweep, one, cells, startup)}
+        cells = [costed[cell.id] for cell in cells]
     for name in series if sweep.tuning.corners == 2 and sweep.tuning.rates > 1 else ():
         if isinstance(series[name].run.parametrization, Standard):
             log.warning(
@@ -72,20 +90,48 @@ def make_plan(sweep: Sweep, series: dict[str, Series], *, workers: int, startup:
                 "not carry over widths: set parametrization=mup parametrization.base_width=%d, or tuning.corners=4",
                 name, min(cell.d_model for cell in cells if cell.series == name),
             )  # fmt: skip
+    if batches is None:
+        batches = batch_trials(sweep, sweep.batch_test, series, cells) if sweep.batch_test else {}
     tuned = tuple(
         corner
         for name in series
         for corner in corners([cell for cell in cells if cell.series == name], sweep.tuning.corners)
         if sweep.tuning.rates > 1
     )
+    again = replicates(sweep, cells)
     cells = sweep.arranged(cells)
     seconds = None
     if startup is not None:
-        each = [c.seconds or 0.0 for c in cells] + [
-            c.seconds or 0.0 for c in tuned for _ in range(sweep.tuning.rates)
-        ]
-        seconds = makespan(each, workers) + held_out_seconds(sweep, cells, workers)
-    return Plan(sweep=to_plain(sweep), cells=tuple(cells), tuned=tuned, workers=workers, seconds=seconds)
+        trials = [c for trial in batches.values() for c in trial] + [c for c in again if c.role is Role.TUNE]
+        each = [*cells, *trials, *(c for c in tuned for _ in range(sweep.tuning.rates))]
+        seconds = makespan([c.seconds or 0.0 for c in each], workers) + held_out_seconds(
+            sweep, cells, workers
+        )
+    return Plan(
+        sweep=to_plain(sweep),
+        cells=tuple(cells),
+        tuned=tuned,
+        workers=workers,
+        seconds=seconds,
+        startup=startup,
+        batches=dict(batches),
+        replicates=again,
+    )
+
+
+def _costed(sweep: Sweep, series: Series, cells: Sequence[Cell], startup: float) -> list[Cell]:
+    """The cells of one series with the time and the memory that they are expected to take."""
+    mine = [cell for cell in cells if cell.series == series.name]
+    seconds = timed(series, mine, threads=sweep.launch.threads, startup=startup)
+    memory = expected_bytes(series, mine)
+    return [dataclasses.replace(cell, seconds=seconds[cell.id], memory=memory[cell.id]) for cell in mine]
+
+
+def tuning_of(sweep: Sweep, plan: Plan) -> Tuning:
+    """The sweep's, its first rate moved with the batch that was chosen."""
+    if sweep.batch_test is None or plan.batch is None:
+        return sweep.tuning
+    return dataclasses.replace(sweep.tuning, first=sweep.tuning.first * plan.batch**sweep.batch_test.power)
 
 
 def held_out_seconds(sweep: Sweep, cells: Sequence[Cell], workers: int) -> float:
@@ -100,31 +146,3 @@ def held_out_seconds(sweep: Sweep, cells: Sequence[Cell], workers: int) -> float
 def kept_plan(sweep: Sweep) -> Plan | None:
     """The plan that is in the sweep's folder; ConfigError where it is another sweep's, with the differences."""
     return read_plan(Plan, sweep.folder, group="sweep", question=to_plain(sweep), free=_HOW)
-
-
-def describe(plan: Plan, sweep: Sweep) -> str:
-    """A table of the cells, what tuning adds, and the time of all."""
-    head = f"{'cell':<44} {'N':>11} {'D':>13} {'FLOPs':>9} {'steps':>7} {'batch':>5} {'D/N':>6} {'time':>7}"
-    lines = [f"N: {plan.convention}", "", head]
-    for cell in sorted(plan.cells, key=lambda c: (c.series, c.flops, c.n, c.seed)):
-        time = "" if cell.seconds is None else duration(cell.seconds)
-        lines.append(
-            f"{cell.id:<44} {cell.n:>11,} {cell.tokens:>13,} {cell.flops:>9.2e} {cell.steps:>7,} {cell.batch_rows:>5} "
-            f"{cell.tokens / cell.n:>6.1f} {time:>7}" + "".join(f"  ! {note}" for note in cell.notes)
-        )
-    trained = sum(c.flops for c in plan.cells)
-    lines += ["", f"{len(plan.cells)} cells, {trained:.3g} model FLOPs"]
-    if plan.tuned:
-        cost = sweep.tuning.rates * sum(c.flops for c in plan.tuned)
-        lines.append(
-            f"tuning: {sweep.tuning.rates} learning rates at {len(plan.tuned)} corners, at least "
-            f"{len(plan.tuned) * sweep.tuning.rates} runs, {cost:.3g} FLOPs ({cost / trained:.0%} of the cells')"
-        )
-    if sweep.held_out:
-        n_runs = len(sweep.held_out.seeds) * len(sweep.series)
-        lines.append(
-            f"held out: {n_runs} runs of {sweep.held_out.flops:.3g} FLOPs, predicted before they are trained"
-        )
-    if plan.seconds is not None:
-        lines.append(f"expected time: {duration(plan.seconds)} with {plan.workers} at a time")
-    return "\n".join(lines)

@@ -1,25 +1,33 @@
-"""From a question to its answer: plan, learning rates, cells, fit, prediction, and the check of the prediction."""
+"""From a question to its answer: plan, trials, learning rates, cells, fit, prediction, and its check."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from llmtrain.callbacks.display import preparing
 from llmtrain.data.prepare import Progress
-from llmtrain.errors import ConfigError
 from llmtrain.lock import RunLock
 from llmtrain.sweep.answer import check_branches, fitted, predicted, reported, verified
+from llmtrain.sweep.board import grouped, publish
 from llmtrain.sweep.cells import FITTED, Cell, Role
 from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.forecast import forecast
-from llmtrain.sweep.plan import Plan, describe, kept_plan, make_plan
+from llmtrain.sweep.plan import Plan, grid_cells, kept_plan, make_plan
 from llmtrain.sweep.pool import Pool
 from llmtrain.sweep.settings import Sweep
-from llmtrain.sweep.status import status_of, table
+from llmtrain.sweep.shown import describe
+from llmtrain.sweep.trials import best_batch, faster, measured_noise, step_seconds, write_batch, write_noise
+from llmtrain.sweep.tuning import Rule
 
 
-def series_of(sweep: Sweep, progress: Progress | None) -> dict[str, Series]:
+def series_of(
+    sweep: Sweep, settled: Mapping[str, Sequence[str]], progress: Progress | None
+) -> dict[str, Series]:
+    """``settled``: of each series, the words that trials have chosen."""
     return {
-        name: Series(name, [*sweep.common, *words], depth=sweep.depth, progress=progress)
+        name: Series(
+            name, [*sweep.common, *words, *settled.get(name, ())], depth=sweep.depth, progress=progress
+        )
         for name, words in sweep.series.items()
     }
 
@@ -35,15 +43,26 @@ def planned(sweep: Sweep, *, startup: float) -> Plan:
     """
     plan = kept_plan(sweep)
     if plan is None:
-        with preparing(show=True) as progress:
-            series = series_of(sweep, progress)
-        plan = make_plan(sweep, series, workers=pool_of(sweep).workers, startup=startup)
+        plan = _new_plan(sweep, startup)
         plan.write(sweep.folder)
     print(describe(plan, sweep))
-    for name in sweep.series:
-        for line in precision(sweep, [cell for cell in plan.cells if cell.series == name]):
-            print(line if len(sweep.series) == 1 else f"{name}: {line}")
+    _print_precision(sweep, plan)
     return plan
+
+
+def _new_plan(sweep: Sweep, startup: float) -> Plan:
+    """With one precision for all cells: where the machine may choose, the faster of two."""
+    with preparing(show=True) as progress:
+        series = series_of(sweep, {}, progress)
+    seconds = step_seconds(series, grid_cells(sweep, series), sweep.launch.threads)
+    settled = {name: grouped(sweep, one.run.logger) for name, one in series.items()}
+    for name, one in series.items():
+        if one.run.trainer.precision == "auto":
+            settled[name] += (f"trainer.precision={faster(seconds)}",)
+    if any(settled.values()):
+        series = series_of(sweep, settled, None)
+    plan = make_plan(sweep, series, workers=pool_of(sweep).workers, startup=startup)
+    return dataclasses.replace(plan, settled=settled, precision_seconds=seconds)
 
 
 def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
@@ -51,17 +70,29 @@ def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     fitted = [cell for cell in cells if cell.role in FITTED]
     if sweep.held_out is None:
         return []
-    found = forecast(fitted, at=sweep.held_out.flops, method=sweep.fit, prior=sweep.prior)
+    noise = measured_noise(sweep.folder)
+    prior = sweep.prior if noise is None else dataclasses.replace(sweep.prior, seed_sd=noise)
+    found = forecast(fitted, at=sweep.held_out.flops, method=sweep.fit, prior=prior)
     if found is None:
         return ["precision: no simulated sweep could be fitted: give more sizes and budgets"]
-    return [f"precision: {found}", *(f"warning: {text}" for text in found.warnings)]
+    whence = "assumed" if noise is None else "measured"
+    said = f"precision: {found} (noise of seeds {prior.seed_sd:.2%}, {whence})"
+    return [said, *(f"warning: {text}" for text in found.warnings)]
+
+
+def _print_precision(sweep: Sweep, plan: Plan) -> None:
+    for name in sweep.series:
+        for line in precision(sweep, [cell for cell in plan.cells if cell.series == name]):
+            print(line if len(sweep.series) == 1 else f"{name}: {line}")
 
 
 def answer(sweep: Sweep, plan: Plan, *, force: bool, pool: Pool | None = None) -> None:
     """Run the plan to its end, from where an earlier start came to: what is finished is not run again."""
     with RunLock(sweep.folder):
         conductor = Conductor(sweep, pool or pool_of(sweep))
+        plan = with_batch(sweep, plan, conductor)
         rules = conductor.tuned(plan)
+        measure_noise(sweep, plan, rules, conductor)
         cells = with_rates(plan.cells, rules)
         conductor.run([cell for cell in cells if cell.role is Role.TRUNK])
         conductor.run([cell for cell in cells if cell.role is not Role.TRUNK])
@@ -69,15 +100,47 @@ def answer(sweep: Sweep, plan: Plan, *, force: bool, pool: Pool | None = None) -
         fits, studies = fitted(sweep, force=force)
         if sweep.held_out is not None:
             with preparing(show=False) as progress:
-                series = series_of(sweep, progress)
+                series = series_of(sweep, plan.settled, progress)
             conductor.run(predicted(sweep, sweep.held_out, series, rules, fits))
             verified(sweep, sweep.held_out, fits)
         reported(sweep, studies)
+        publish(sweep, plan, studies)
 
 
-def status(sweep: Sweep) -> str:
-    """How far each cell is of those that are fitted."""
-    plan = kept_plan(sweep)
-    if plan is None:
-        raise ConfigError(f"{sweep.folder} has no plan yet: --dry-run makes one")
-    return table([status_of(cell, sweep.folder) for cell in plan.cells])
+def with_batch(sweep: Sweep, plan: Plan, conductor: Conductor) -> Plan:
+    """The plan at the batch that its trials choose; itself where there are none, or they chose in an earlier start."""
+    if not plan.batches or plan.batch is not None:
+        return plan
+    conductor.run([cell for trial in plan.batches.values() for cell in trial])
+    losses = {
+        factor: {name: [conductor.loss(c) for c in trial if c.series == name] for name in sweep.series}
+        for factor, trial in plan.batches.items()
+    }
+    chosen = best_batch(losses, sweep.prior.seed_sd)
+    write_batch(sweep.folder, losses, chosen, sweep.prior.seed_sd)
+    settled = {name: list(plan.settled.get(name, ())) for name in sweep.series}
+    for cell in {c.series: c for c in plan.batches[chosen]}.values() if chosen > 1 else ():
+        settled[cell.series].append(f"batch_rows={cell.batch_rows}")
+        if sweep.tuning.rates == 1:
+            settled[cell.series].append(f"optim.lr={cell.lr:.6g}")
+    words = {name: tuple(each) for name, each in settled.items()}
+    grid = plan
+    if chosen > 1:
+        series = series_of(sweep, words, None)
+        grid = make_plan(sweep, series, workers=plan.workers, startup=plan.startup, batches=plan.batches)
+    plan = dataclasses.replace(grid, settled=words, precision_seconds=plan.precision_seconds, batch=chosen)
+    plan.write(sweep.folder)
+    print(describe(plan, sweep))
+    return plan
+
+
+def measure_noise(sweep: Sweep, plan: Plan, rules: Mapping[str, Rule | None], conductor: Conductor) -> None:
+    """Train the replicates, where there are any, and say what the plan promises with their noise."""
+    if not plan.replicates:
+        return
+    cells = with_rates(plan.replicates, rules)
+    conductor.run(cells)
+    write_noise(
+        sweep.folder, {name: [conductor.loss(c) for c in cells if c.series == name] for name in sweep.series}
+    )
+    _print_precision(sweep, plan)

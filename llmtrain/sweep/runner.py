@@ -10,7 +10,7 @@ from llmtrain.callbacks.display import duration
 from llmtrain.errors import EXIT_CODES, ConfigError, Retry, UserError
 from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.pool import Ended, Job, Pool, last_line
-from llmtrain.sweep.status import FAILED, State, log_of, status_of
+from llmtrain.sweep.status import FAILED, State, log_of, loss_of, status_of
 
 _DONE = frozenset({State.FINISHED, State.DIVERGED})
 _STOPPED = frozenset({*EXIT_CODES.values(), -signal.SIGINT, -signal.SIGTERM})  # by a signal
@@ -89,5 +89,5 @@ class Runner:
 
     def loss(self, cell: Cell) -> float:
         """Of a finished cell; infinite of one that diverged."""
-        status = status_of(cell, self.folder)
-        return status.loss if status.state is State.FINISHED and status.loss is not None else math.inf
+        loss = loss_of(status_of(cell, self.folder))
+        return math.inf if loss is None else loss

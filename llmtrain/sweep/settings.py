@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from llmtrain.config import config, is_folder_name
 from llmtrain.scaling.method import Method
@@ -48,6 +48,34 @@ class Tuning:
 
 
 @config
+class BatchTest:
+    """Whether all cells take a larger batch than the config's: the middle cell is tried at it, on as many tokens.
+
+    A larger one is taken where the mean loss of its seeds is worse by no more than a standard error of that difference.
+    """
+
+    doublings: PositiveInt = 1  # at most; each is tried where no cell would fall under ``limits.least_steps``
+    seeds: tuple[int, ...] = (0, 1)
+    # the learning rate goes with batch^power: .5 for Adam (Malladi et al. 2022, arXiv:2205.10287), 1 for plain SGD
+    power: NonNegativeFloat = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ValueError("seeds=[] tries nothing: give at least one seed")
+
+
+@config
+class Noise:
+    """Replicates of the middle cell: the sd of their losses takes the place of ``prior.seed_sd`` in the forecast."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < 3:
+            raise ValueError(f"seeds={list(self.seeds)}: an sd needs at least 3 different seeds")
+
+
+@config
 class Limits:
     """What a cell must have to say something; one that has less is left out, or kept and said so."""
 
@@ -76,7 +104,9 @@ class Sweep(ABC):
     common: tuple[str, ...] = ()  # words of train.py for every cell
     seeds: tuple[int, ...] = (0,)
     depth: PositiveInt = 3  # layers of all cells: a change of depth alone would show as a residual
+    batch_test: BatchTest | None = None  # before the grid is laid out; none: the batch is the config's
     tuning: Tuning
+    noise: Noise | None = None  # measured before the cells run; none: the prior's
     limits: Limits
     held_out: HeldOut | None = None
     fit: Method  # fixed before any cell runs

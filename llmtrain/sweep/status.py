@@ -1,5 +1,6 @@
 """How far each cell of a sweep is, read from what its run left: nothing else is remembered, so nothing can be wrong."""
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -44,6 +45,13 @@ def status_of(cell: Cell, folder: Path) -> Status:
     if (folder / FAILED / cell.id).exists():
         return Status(cell, State.FAILED, step, loss, last_line(log_of(cell, folder)))
     return Status(cell, State.STARTED if run.exists() else State.WAITING, step, loss)
+
+
+def loss_of(status: Status) -> float | None:
+    """The score of a finished cell, infinite where it diverged; none while it is not done."""
+    if status.state is State.DIVERGED:
+        return math.inf
+    return status.loss if status.state is State.FINISHED else None
 
 
 def table(found: Sequence[Status]) -> str:

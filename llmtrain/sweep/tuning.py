@@ -1,5 +1,6 @@
 """Which learning rates are tried, when a corner has enough of them, and the rule that all cells take theirs from."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmtrain.config import config
-from llmtrain.sweep.cells import Cell
+from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.settings import Tuning
 
 Tried = Mapping[float, float]  # loss by learning rate; infinite where the run diverged
@@ -68,6 +69,11 @@ def next_rates(tried: Tried, tuning: Tuning) -> list[float]:
     if at == 0:
         return [rates[0] / tuning.factor]
     return [rates[-1] * tuning.factor] if at == len(rates) - 1 else []
+
+
+def at_rate(corner: Cell, lr: float) -> Cell:
+    """A trial of ``lr`` at the size and length of a corner."""
+    return dataclasses.replace(corner, id=f"{corner.id}-lr{lr:.4g}", role=Role.TUNE, lr=lr)
 
 
 def best_of(cell: Cell, tried: Tried) -> Best:

@@ -7,7 +7,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +70,24 @@ class WandBSink(Sink):
 
     def log(self, row: dict[str, Any]) -> None:
         self._kept_apart(lambda: self._run.log(row, step=row["step"]))
+
+    def report(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        *,
+        summary: Mapping[str, Any],
+        figures: Mapping[str, Path],
+    ) -> None:
+        """What many runs come to: a table of them, numbers and pictures."""
+        wandb = _wandb()
+
+        def sent() -> None:
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            self._run.log({"runs": table} | {name: wandb.Image(str(path)) for name, path in figures.items()})
+            self._run.summary.update(dict(summary))
+
+        self._kept_apart(sent)
 
     def close(self) -> None:
         self._kept_apart(lambda: self._run.finish())
