@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from llmtrain.data.shards import Shards, ShardWriter
 from llmtrain.evaluation import overlap
-from llmtrain.evaluation.overlap import LENGTH, normal, shared
+from llmtrain.evaluation.overlap import LENGTH, normal, shared, training_texts
+from tests.subjects import TOKENIZER
 
 
 def texts(rng: np.random.Generator, n: int, alphabet: str) -> list[str]:
@@ -50,3 +52,11 @@ def test_no_window_lies_across_two_texts_nor_is_lost_between_blocks(monkeypatch)
     items = [long[i : i + LENGTH] for i in range(0, 950, 7)]
     found = shared(items, [long, left])
     assert all(map(found.hits, items))
+
+
+def test_the_training_text_is_read_back_from_shards(tmp_path):
+    texts = ["first document, which is\nlonger than the others", "三つ目", "the last one\n"]
+    with ShardWriter(tmp_path / "train", TOKENIZER.vocab(), {"tokenizer_hash": TOKENIZER.hash}) as writer:
+        for text in texts:
+            writer.add(TOKENIZER.encode(text), len(text.encode()))
+    assert list(training_texts(Shards.open(tmp_path / "train"), TOKENIZER)) == texts

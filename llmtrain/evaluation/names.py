@@ -40,7 +40,7 @@ def _examples(sources: Iterable[Parsed], n_bytes: int) -> Iterator[Example]:
         for at, name, role in _names(source):
             start, window = windows[bisect.bisect_right(starts, at) - 1]
             span = at - start, at - start + len(name)
-            if 0 <= span[0] and span[1] <= len(window):  # else it was cut off a long line
+            if span[0] >= 0 and span[1] <= len(window):  # else it was cut off a long line
                 yield Example(f"{source.id}:{at}", source.file, Input(window, span), role, name)
 
 
