@@ -18,8 +18,8 @@ from llmtrain.evaluation.base import Document, HeldOutTexts, Items
 from llmtrain.evaluation.baselines import Uniform, unigram
 from llmtrain.evaluation.choice import Question, choice, read_questions
 from llmtrain.evaluation.cloze import best, cloze, reciprocal_rank
-from llmtrain.evaluation.endings import cloze_items
-from llmtrain.evaluation.generation import generation_baselines, generation_yardsticks
+from llmtrain.evaluation.endings import Cloze, clozes
+from llmtrain.evaluation.generation import generation_baselines, generation_tasks, generation_yardsticks
 from llmtrain.evaluation.likelihood import Answer, Ask, Likelihood, likelihood_of
 from llmtrain.evaluation.minimal_pairs import Pair, by_likelihood, minimal_pairs, read_pairs
 from llmtrain.evaluation.order0 import entropy, order0
@@ -29,6 +29,7 @@ from llmtrain.evaluation.pseudo import begins_word, pseudo_nats
 from llmtrain.evaluation.settings import Generation
 from llmtrain.evaluation.subject import Subject
 from llmtrain.evaluation.suffix import suffix
+from llmtrain.evaluation.tasks import at_most
 from llmtrain.evaluation.windows import asks, windows
 from llmtrain.nn.init import initialise
 from llmtrain.objectives.causal import CausalLM
@@ -69,6 +70,13 @@ def subject(objective, tokenizer: Tokenizer, seq_len: int = 128) -> Subject:
     return Subject(model.eval(), objective, tokenizer, seq_len)
 
 
+def cloze_items(test, every, *, most: int, n_candidates: int, context_bytes: int) -> list[Cloze]:
+    found = clozes(
+        test, every, n_candidates=n_candidates, context_bytes=context_bytes, allowed=lambda text: True
+    )
+    return [make() for make in at_most(found, most) if make is not None]
+
+
 class Knows(Likelihood):
     """Holds the continuations that it knows for certain, and all others for as unlikely."""
 
@@ -84,7 +92,7 @@ def test_windows_follow_one_another_and_their_halves_are_those_of_the_text():
         Document("ja", JAPANESE),
         Document("en", "A word, another one and more of them.\n" * 30),
     ):
-        found = windows([document], 64, 10_000)
+        found = windows([document], 64)
         assert (
             "".join(w.given + w.asked for w in found)
             == document.text[: sum(len(w.given + w.asked) for w in found)]
@@ -97,13 +105,13 @@ def test_windows_follow_one_another_and_their_halves_are_those_of_the_text():
 
 
 def test_windows_are_spread_over_all_and_short_documents_have_none(documents):
-    assert {w.file for w in windows(documents, 256, 10)} == {d.file for d in documents}
+    assert {w.file for w in at_most(windows(documents, 256), 10)} == {d.file for d in documents}
     with pytest.raises(DataError, match="half a window"):
-        windows([Document("short", "a few words")], 256, 10)
+        windows([Document("short", "a few words")], 256)
 
 
 def test_every_tokenizer_is_asked_for_the_same_bytes(tokenizers, documents):
-    found = windows(documents, 256, 20)
+    found = at_most(windows(documents, 256), 20)
     for tokenizer in tokenizers.values():
         for window, ask in zip(found, asks(found, tokenizer, ends=True), strict=True):
             assert tokenizer.decode(ask.context) == window.given
@@ -115,7 +123,7 @@ def test_every_tokenizer_is_asked_for_the_same_bytes(tokenizers, documents):
 def test_a_model_that_holds_all_tokens_for_alike_is_at_the_chance_of_the_suffix(tokenizers, documents):
     one = subject(CausalLM(), tokenizers["pieces"])
     torch.nn.init.zeros_(one.model.head.get_parameter("weight"))
-    found = windows(documents, 128, 20)
+    found = at_most(windows(documents, 128), 20)
     measured = suffix(likelihood_of(one), one.tokenizer, found)
     assert measured.value == pytest.approx(measured.chance)
     n_tokens = sum(len(ask.continuation) for ask in asks(found, one.tokenizer, ends=True))
@@ -284,14 +292,14 @@ def test_the_same_model_gives_the_same_numbers(tokenizers, documents, objective)
     one = subject(objective, tokenizers["pieces"])
     texts = HeldOutTexts(documents[:2], documents[2:4], documents[4:])
     few = Generation(windows=6, pseudo_windows=2, cloze_items=4, cloze_candidates=20)
-    first, second = (generation_yardsticks(one, texts, few) for _ in range(2))
+    first, second = (generation_yardsticks(one, generation_tasks(texts, few)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a._replace(items=None) == b._replace(items=None)
         assert a.items is not None and b.items is not None
         np.testing.assert_array_equal(a.items.value, b.items.value)
     names = {m.yardstick for m in first}
     assert names == {"suffix_bits_per_byte", "cloze"} | ({"pseudo_likelihood"} if objective.fills else set())
-    for name, baseline in generation_baselines(one.tokenizer, texts, few).items():
+    for name, baseline in generation_baselines(one.tokenizer, generation_tasks(texts, few)).items():
         assert name in {"length", "unigram"}
         for m in baseline:
             (own,) = (a for a in first if (a.yardstick, a.metric) == (m.yardstick, m.metric))
@@ -300,7 +308,26 @@ def test_the_same_model_gives_the_same_numbers(tokenizers, documents, objective)
 
 def test_a_contrastive_model_has_no_yardsticks_of_generation(tokenizers, documents):
     one = subject(Contrastive(), tokenizers["pieces"])
-    assert generation_yardsticks(one, HeldOutTexts((), (), documents), Generation()) == []
+    tasks = generation_tasks(HeldOutTexts((), (), documents), Generation(cloze_candidates=20))
+    assert generation_yardsticks(one, tasks) == []
+
+
+def test_items_that_stand_in_the_training_text_are_dropped_and_counted(tokenizers, documents):
+    texts = HeldOutTexts(documents[:2], documents[2:4], documents[4:])
+    settings = Generation(windows=10_000, cloze_items=10_000, cloze_candidates=20)
+    copied = documents[5]
+    free, kept = (generation_tasks(texts, settings, training) for training in (None, [copied.text]))
+    assert free.overlap == {} and {w.file for w in free.windows} == {d.file for d in texts.test}
+    assert {w.file for w in kept.windows} == {d.file for d in texts.test if d != copied}
+    assert all(item.file != copied.file for item in kept.endings)
+    dropped, n = kept.overlap["suffix"]
+    assert n == len(free.windows) and dropped == n - len(kept.windows)
+    assert dropped >= sum(w.file == copied.file for w in free.windows) > 0  # other files repeat some of it
+    assert (
+        f"{dropped} of {n} items dropped" in generation_baselines(tokenizers["bytes"], kept)["length"][0].note
+    )
+    with pytest.raises(DataError, match="every item of suffix"):
+        generation_tasks(texts, settings, [d.text for d in documents])
 
 
 @pytest.mark.parametrize(

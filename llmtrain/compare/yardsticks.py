@@ -13,7 +13,7 @@ from llmtrain.compare.texts import held_out_texts
 from llmtrain.compose import run_from
 from llmtrain.data.prepare import Prepared, prepare
 from llmtrain.evaluation.base import Measured
-from llmtrain.evaluation.generation import generation_baselines, generation_yardsticks
+from llmtrain.evaluation.generation import generation_baselines, generation_tasks, generation_yardsticks
 from llmtrain.evaluation.geometry import top_features
 from llmtrain.evaluation.overlap import training_texts
 from llmtrain.evaluation.readers import ModelReader
@@ -29,11 +29,12 @@ class Yardsticks:
         self._contest, self._prepared = contest, prepare(run.data, run.tokenizer)
         self._texts = held_out_texts(run.data, contest.held_out)
         self._tasks = feature_tasks(self._texts, contest.features, _training(self._prepared))
+        self._generation = generation_tasks(self._texts, contest.generation, _training(self._prepared))
 
     def of(self, subject: Subject) -> list[Measured]:
         return [
             *feature_yardsticks(subject, self._tasks, self._contest.features),
-            *generation_yardsticks(subject, self._texts, self._contest.generation),
+            *generation_yardsticks(subject, self._generation),
         ]
 
     def features(self, subject: Subject) -> Float[np.ndarray, "N D"]:
@@ -45,7 +46,7 @@ class Yardsticks:
         """What needs no model; ``width`` is that of the models."""
         tokenizer = self._prepared.tokenizer
         of_features = baseline_yardsticks(tokenizer, width, self._tasks, self._contest.features)
-        of_generation = generation_baselines(tokenizer, self._texts, self._contest.generation)
+        of_generation = generation_baselines(tokenizer, self._generation)
         return [
             (Whose(series=name, role="baseline"), one)
             for name, found in chain(of_features.items(), of_generation.items())

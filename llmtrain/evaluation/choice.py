@@ -22,6 +22,11 @@ class Question(NamedTuple):
     choices: tuple[str, ...]
     label: int
 
+    @property
+    def whole(self) -> str:
+        """The question with its answer."""
+        return f"{self.text}{_between(self.text)}{self.choices[self.label]}"
+
 
 def read_questions(path: Path) -> list[Question]:
     """JSON lines {q, choices, label}: label is the place of the right one, from 0."""
@@ -42,7 +47,7 @@ def choice(likelihood: Likelihood, tokenizer: Tokenizer, questions: Sequence[Que
     A choice follows the question after a space, or at once where the question ends in no ASCII character, as in
     Japanese. Where the question is too long its beginning is cut off.
     """
-    parts = [(q.text, f"{' ' if q.text[-1:].isascii() else ''}{c}") for q in questions for c in q.choices]
+    parts = [(q.text, f"{_between(q.text)}{c}") for q in questions for c in q.choices]
     asked = tokenizer.encode_batch([text for text, _ in parts])
     given = tokenizer.encode_batch([answer for _, answer in parts])
     asks = [
@@ -55,6 +60,10 @@ def choice(likelihood: Likelihood, tokenizer: Tokenizer, questions: Sequence[Que
         _measured("accuracy", questions, nats, likelihood.note),
         _measured("accuracy by the byte", questions, nats / n_bytes, likelihood.note),
     ]
+
+
+def _between(question: str) -> str:
+    return " " if question[-1:].isascii() else ""
 
 
 def _measured(metric: str, questions: Sequence[Question], scores: np.ndarray, note: str) -> Measured:

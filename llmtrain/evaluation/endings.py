@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from llmtrain import philox
 from llmtrain.data.tokenizers.base import Tokenizer
-from llmtrain.errors import DataError
 from llmtrain.evaluation.base import Document
 from llmtrain.evaluation.windows import cut
 
@@ -39,34 +39,37 @@ class _Place(NamedTuple):
     ending: str
     boundary: str
 
+    @property
+    def whole(self) -> str:
+        """What a model is asked for."""
+        return f"{' ' if self.spaced else ''}{self.ending}{self.boundary}"
 
-def cloze_items(
-    test: Sequence[Document], every: Sequence[Document], *, most: int, n_candidates: int, context_bytes: int
-) -> list[Cloze]:
-    """At most ``most`` items, spread evenly over the places of ``test`` that have one.
+
+def clozes(
+    test: Sequence[Document],
+    every: Sequence[Document],
+    *,
+    n_candidates: int,
+    context_bytes: int,
+    allowed: Callable[[str], bool],
+) -> Iterator[Callable[[], Cloze] | None]:
+    """Of each place in ``test`` that has an item, what makes that; none where its text is not ``allowed``.
 
     Where words are spaced, the ending is a word of letters, with the space before and the mark or line break behind
     it; in Japanese the last four characters before a mark. Its rivals are its neighbours in the order of frequency in
     ``every`` document, among endings of as many bytes. Which place of the ``n_candidates`` it has in that order is
     drawn, so who knows frequencies alone is at chance: the most frequent endings, which have too few neighbours on one
-    side, are left out, as are places with less than half of ``context_bytes`` before them. Raises DataError where none
-    is left.
+    side, are left out, as are places with less than half of ``context_bytes`` before them.
     """
     pool = _Pool(every)
-    places = [
-        place
-        for document in test
-        for place in _places(document)
-        if pool.amid(place, n_candidates - 1) and _has_context(place, context_bytes // 2)
-    ]
-    if not places:
-        raise DataError(
-            f"the held-out texts have no ending with {n_candidates - 1} others as long that are more frequent, and as "
-            "many that are less so: give more text, or fewer cloze_candidates"
-        )
-    n = min(most, len(places))
-    chosen = [places[i * len(places) // n] for i in range(n)]
-    return [_item(place, pool.rivals(place, n_candidates - 1), context_bytes) for place in chosen]
+    for document in test:
+        for place in _places(document):
+            if pool.amid(place, n_candidates - 1) and _has_context(place, context_bytes // 2):
+                start, given = _before(place, context_bytes)
+                if allowed(given + place.whole):
+                    yield partial(_item, place, pool, n_candidates, start, given)
+                else:
+                    yield None
 
 
 def _places(document: Document) -> Iterator[_Place]:
@@ -112,16 +115,21 @@ class _Pool:
         return texts[rank - before : rank] + texts[rank + 1 : rank + 1 + n - before]
 
 
-def _item(place: _Place, rivals: Sequence[str], context_bytes: int) -> Cloze:
-    before = place.document.text[: place.at].encode()
-    start = 0 if len(before) <= context_bytes else cut(before, len(before) - context_bytes, 0)
-    space = " " if place.spaced else ""
+def _before(place: _Place, n_bytes: int) -> tuple[int, str]:
+    """The byte at which the context begins, and the context."""
+    raw = place.document.text[: place.at].encode()
+    start = 0 if len(raw) <= n_bytes else cut(raw, len(raw) - n_bytes, 0)
+    return start, raw[start:].decode()
+
+
+def _item(place: _Place, pool: _Pool, n_candidates: int, start: int, given: str) -> Cloze:
+    endings = (place.ending, *pool.rivals(place, n_candidates - 1))
     return Cloze(
         place.document.file,
-        len(before),
+        start + len(given.encode()),
         start == 0,
-        before[start:].decode(),
-        tuple(f"{space}{ending}{place.boundary}" for ending in (place.ending, *rivals)),
+        given,
+        tuple(place._replace(ending=ending).whole for ending in endings),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation.base import Document, HeldOutTexts, Measured
-from llmtrain.evaluation.generation import generation_baselines, generation_yardsticks
+from llmtrain.evaluation.generation import generation_baselines, generation_tasks, generation_yardsticks
 from llmtrain.evaluation.likelihood import likelihood_of
 from llmtrain.evaluation.order0 import order0
 from llmtrain.evaluation.perplexity import perplexity
@@ -76,8 +76,8 @@ def _on_file(subject: Subject, task: str, file: str, asked: Evaluation) -> Numbe
 
 def _generation(subject: Subject, settings: Generation, test: tuple[Document, ...]) -> Numbers:
     texts = HeldOutTexts(train=(), dev=(), test=test)
-    numbers = [("run", one) for one in generation_yardsticks(subject, texts, settings)]
-    # no texts are left to count tokens in
-    return numbers + [
-        ("length", one) for one in generation_baselines(subject.tokenizer, texts, settings)["length"]
-    ]
+    tasks = generation_tasks(texts, settings)
+    numbers = [("run", one) for one in generation_yardsticks(subject, tasks)]
+    for name, baseline in generation_baselines(subject.tokenizer, tasks).items():
+        numbers += [(name, one) for one in baseline]
+    return numbers

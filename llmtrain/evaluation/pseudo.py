@@ -21,7 +21,7 @@ NOTE = "each token given those after its word too: no likelihood, and comparable
 def pseudo_likelihood(subject: Subject, found: Sequence[Window]) -> Measured:
     """Of whole windows, in bits per byte; those of them that do not fit into seq_len lose their end."""
     tokenizer, room = subject.tokenizer, subject.seq_len - 1
-    ids = [i[:room] for i in tokenizer.encode_batch([window.given + window.asked for window in found])]
+    ids = [i[:room] for i in tokenizer.encode_batch([window.text for window in found])]
     begins = [(BOS,) if window.begins else () for window in found]
     nats = pseudo_nats(subject, list(zip(begins, ids, strict=True)))
     n_bytes = tokenizer.vocab().n_bytes

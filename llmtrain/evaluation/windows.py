@@ -23,12 +23,16 @@ class Window(NamedTuple):
     ends: bool  # whether the document ends with it
 
     @property
+    def text(self) -> str:
+        return self.given + self.asked
+
+    @property
     def id(self) -> str:
         return f"{self.file}:{self.start}"
 
 
-def windows(documents: Sequence[Document], n_bytes: int, most: int) -> list[Window]:
-    """At most ``most`` windows of ``n_bytes`` (at most), spread evenly over all there are.
+def windows(documents: Sequence[Document], n_bytes: int) -> list[Window]:
+    """All windows of ``n_bytes`` (at most).
 
     Those of a document follow one another from its first byte; what is left at its end is one, if it is at least half
     as long. All cuts are between characters, and before a space where one is near: pieces of words begin there in most
@@ -39,8 +43,7 @@ def windows(documents: Sequence[Document], n_bytes: int, most: int) -> list[Wind
         raise DataError(
             f"no held-out document has {n_bytes // 2} bytes, half a window: give longer texts, or lower window_bytes"
         )
-    n = min(most, len(found))
-    return [found[i * len(found) // n] for i in range(n)]
+    return found
 
 
 def _of(document: Document, n_bytes: int) -> list[Window]:
