@@ -110,6 +110,13 @@ def test_windows_are_spread_over_all_and_short_documents_have_none(documents):
         windows([Document("short", "a few words")], 256)
 
 
+def test_documents_of_one_file_have_items_of_their_own(documents):
+    same = [Document("one.py", document.text) for document in documents]
+    items = cloze_items(same, same, most=10_000, n_candidates=10, context_bytes=64)
+    for ids in ([w.id for w in windows(same, 256)], [item.id for item in items]):
+        assert len(set(ids)) == len(ids) > 100
+
+
 def test_every_tokenizer_is_asked_for_the_same_bytes(tokenizers, documents):
     found = at_most(windows(documents, 256), 20)
     for tokenizer in tokenizers.values():
@@ -139,9 +146,9 @@ def test_cloze_candidates_are_alike_in_bytes_and_frequency(text, documents):
         assert len(set(item.candidates)) == 20
         assert len({len(candidate.encode()) for candidate in item.candidates}) == 1
         assert len({(c[0], c[-1]) for c in item.candidates}) == 1
-        own = next(d.text for d in documents if d.file == item.file).encode()
-        before, true = item.given.encode(), item.candidates[0].encode()
-        assert own[item.start - len(before) : item.start + len(true)] == before + true
+        own = next(d.text for d in documents if d.file == item.file)
+        at, true = int(item.id.split(":")[-1]), item.candidates[0]
+        assert own[at - len(item.given) : at + len(true)] == item.given + true
 
 
 def test_japanese_endings_are_the_last_four_characters_before_a_mark():

@@ -21,18 +21,15 @@ _ANY_WORD = re.compile(r"(?<!\w)[^\W\d_]{3,}(?!\w)")
 class Cloze(NamedTuple):
     """A text without its end. All candidates have as many bytes, the boundary included."""
 
+    id: str
     file: str
-    start: int  # the ending's first byte in the document
     begins: bool  # whether the document begins with ``given``
     given: str
     candidates: tuple[str, ...]  # the true one first, each with the same boundary
 
-    @property
-    def id(self) -> str:
-        return f"{self.file}:{self.start}"
-
 
 class _Place(NamedTuple):
+    id: str
     document: Document
     at: int  # character
     spaced: bool
@@ -62,8 +59,8 @@ def clozes(
     side, are left out, as are places with less than half of ``context_bytes`` before them.
     """
     pool = _Pool(every)
-    for document in test:
-        for place in _places(document):
+    for number, document in enumerate(test):
+        for place in _places(number, document):
             if pool.amid(place, n_candidates - 1) and _has_context(place, context_bytes // 2):
                 start, given = _before(place, context_bytes)
                 if allowed(given + place.whole):
@@ -72,12 +69,13 @@ def clozes(
                     yield None
 
 
-def _places(document: Document) -> Iterator[_Place]:
+def _places(number: int, document: Document) -> Iterator[_Place]:
     for pattern, spaced in ((_WORD, True), (_LAST_FOUR, False)):
         for match in pattern.finditer(document.text):
             boundary = document.text[match.end()]
             if not spaced or not re.match(f"[{_SPACELESS}]", match[1]):
-                yield _Place(document, match.start(), spaced, match[1], boundary)
+                name = f"{document.file}:{number}:{match.start()}"  # a file may have several documents
+                yield _Place(name, document, match.start(), spaced, match[1], boundary)
 
 
 def _has_context(place: _Place, n_bytes: int) -> bool:
@@ -111,7 +109,7 @@ class _Pool:
     def rivals(self, place: _Place, n: int) -> list[str]:
         texts = self._of[place.spaced, len(place.ending.encode())]
         rank = self._rank[place.spaced, place.ending]
-        before = int(philox.generator(0, f"cloze {place.document.file}", 0, place.at).integers(n + 1))
+        before = int(philox.generator(0, f"cloze {place.id}").integers(n + 1))
         return texts[rank - before : rank] + texts[rank + 1 : rank + 1 + n - before]
 
 
@@ -125,8 +123,8 @@ def _before(place: _Place, n_bytes: int) -> tuple[int, str]:
 def _item(place: _Place, pool: _Pool, n_candidates: int, start: int, given: str) -> Cloze:
     endings = (place.ending, *pool.rivals(place, n_candidates - 1))
     return Cloze(
+        place.id,
         place.document.file,
-        start + len(given.encode()),
         start == 0,
         given,
         tuple(place._replace(ending=ending).whole for ending in endings),

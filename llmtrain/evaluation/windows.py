@@ -15,8 +15,8 @@ _BACK = 32  # bytes that a cut may move back to be before a space
 class Window(NamedTuple):
     """Text whose first half is given and whose second half is scored."""
 
+    id: str
     file: str
-    start: int  # its first byte in the document
     given: str
     asked: str
     begins: bool  # whether the document begins with it
@@ -26,10 +26,6 @@ class Window(NamedTuple):
     def text(self) -> str:
         return self.given + self.asked
 
-    @property
-    def id(self) -> str:
-        return f"{self.file}:{self.start}"
-
 
 def windows(documents: Sequence[Document], n_bytes: int) -> list[Window]:
     """All windows of ``n_bytes`` (at most).
@@ -38,7 +34,7 @@ def windows(documents: Sequence[Document], n_bytes: int) -> list[Window]:
     as long. All cuts are between characters, and before a space where one is near: pieces of words begin there in most
     tokenizers, so little is lost where halves are tokenized apart. Raises DataError where there is none.
     """
-    found = [window for document in documents for window in _of(document, n_bytes)]
+    found = [window for i, document in enumerate(documents) for window in _of(i, document, n_bytes)]
     if not found:
         raise DataError(
             f"no held-out document has {n_bytes // 2} bytes, half a window: give longer texts, or lower window_bytes"
@@ -46,7 +42,7 @@ def windows(documents: Sequence[Document], n_bytes: int) -> list[Window]:
     return found
 
 
-def _of(document: Document, n_bytes: int) -> list[Window]:
+def _of(number: int, document: Document, n_bytes: int) -> list[Window]:
     raw = document.text.encode()
     found, start = [], 0
     while len(raw) - start >= max(2, n_bytes // 2):
@@ -56,7 +52,8 @@ def _of(document: Document, n_bytes: int) -> list[Window]:
         if not start < middle < end:  # one character fills it
             break
         given, asked = raw[start:middle].decode(), raw[middle:end].decode()
-        found.append(Window(document.file, start, given, asked, start == 0, end == len(raw)))
+        name = f"{document.file}:{number}:{start}"  # a file may have several documents
+        found.append(Window(name, document.file, given, asked, start == 0, end == len(raw)))
         start = end
     return found
 
