@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from llmtrain.evaluation.features import HEAD, Place, beginnings, span_features, text_features
-from llmtrain.evaluation.subject import untrained
 from llmtrain.evaluation.tasks import Input
 from llmtrain.types import Seq
 from tests.subjects import OBJECTIVES, TOKENIZER, subject_of
@@ -97,13 +96,3 @@ def test_a_part_of_a_long_text_is_found_wherever_it_is():
 def test_a_text_is_cut_to_what_a_row_holds():
     assert [len(row) for row in beginnings(subject_of("clm", seq_len=16), ["x" * 40, "y"], 64)] == [15, 1]
     assert [len(row) for row in beginnings(subject_of("denoising", seq_len=16), ["x" * 40], 64)] == [14]
-
-
-def test_an_untrained_model_is_the_one_that_training_begins_with():
-    trained = subject_of("mlm", seed=3)
-    with torch.no_grad():
-        for parameter in trained.model.parameters():
-            parameter.mul_(1.5)
-    fresh = untrained(trained, 3)
-    expected = dict(subject_of("mlm", seed=3).model.named_parameters())
-    assert all(torch.equal(p, expected[name]) for name, p in fresh.model.named_parameters())

@@ -21,17 +21,12 @@ def effective_rank(x: Float[np.ndarray, "N D"]) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def debiased_cka(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "N E"]) -> float:
-    """Linear CKA (Kornblith et al. 2019) by the unbiased HSIC of Song et al. (2012): about 0 where nothing is shared.
-
-    The biased form nears 1 for any two models as widths near the number of texts. Needs four rows.
-    """
-    k, m = _without_diagonal(x), _without_diagonal(y)
-    return float(_hsic(k, m) / np.sqrt(_hsic(k, k) * _hsic(m, m)))
-
-
 def cka_matrix(features: Mapping[str, Float[np.ndarray, "N _"]]) -> Float[np.ndarray, "M M"]:
-    """Between the models that ``features`` of the same texts are of, in their order."""
+    """Linear CKA (Kornblith et al. 2019) between models, of their features of the same texts, in their order.
+
+    By the unbiased HSIC of Song et al. (2012), so that it is about 0 where nothing is shared: the biased form nears 1
+    for any two models as widths near the number of texts. Needs four texts.
+    """
     grams = [_without_diagonal(x) for x in features.values()]
     own = [np.sqrt(_hsic(k, k)) for k in grams]
     pairs = [

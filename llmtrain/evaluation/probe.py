@@ -53,7 +53,7 @@ def probe(task: Classification, reader: Reader, cfg: Probing) -> list[Measured]:
     control = {name: control_labels(part, task.train) for name, part in parts.items()}
     against = _predicted(data, control["train"], chosen, cfg) == control["test"]
 
-    of = _Rows(task, chosen, y, predicted)
+    of = _Rows(task, chosen)
     right = (predicted == y).astype(np.float64)
     rows = [
         of.row("accuracy", right, chance=float((y == np.bincount(data["train"].y).argmax()).mean())),
@@ -62,7 +62,7 @@ def probe(task: Classification, reader: Reader, cfg: Probing) -> list[Measured]:
     ]
     for scaling, other, found in zip(reader.scalings, best, predictions, strict=True):
         if len(best) > 1:
-            same = _Rows(task, other, y, found)
+            same = _Rows(task, other)
             rows.append(
                 same.row(f"accuracy, {scaling}", (found == y) * 1.0, chance=rows[0].chance, summary=False)
             )
@@ -74,8 +74,6 @@ class _Rows(NamedTuple):
 
     task: Classification
     chosen: Chosen
-    y: np.ndarray
-    predicted: np.ndarray
 
     def row(self, metric: str, values: np.ndarray, *, chance: float | None, summary: bool = True) -> Measured:
         items = items_of(self.task.test, values)
@@ -84,7 +82,7 @@ class _Rows(NamedTuple):
         )
 
     def whole(self, metric: str, statistic: Callable[[np.ndarray], float], *, chance: float) -> Measured:
-        value = statistic(np.arange(len(self.y)))
+        value = statistic(np.arange(len(self.task.test)))
         error = resampled_error(statistic, [e.group for e in self.task.test])
         return self._measured(metric, value, chance, True)._replace(item_se=error)
 
@@ -97,7 +95,7 @@ class _Rows(NamedTuple):
             metric=metric,
             value=value,
             better="higher",
-            n=len(self.y),
+            n=len(self.task.test),
             chance=chance,
             ceiling=1.0,
             summary=summary and self.task.summary,
@@ -174,9 +172,12 @@ def scaled(scaling: Scaling, train: Any, *others: Any) -> tuple[Any, ...]:
 
 def fit(x: Any, y: Int[np.ndarray, " N"], strength: float, max_steps: int) -> Any:
     """A logistic regression; where it has not converged by ``max_steps``, it is taken as it is, for all models."""
+    from sklearn.dummy import DummyClassifier
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    if len(np.unique(y)) == 1:  # as control labels are where all texts begin with one word
+        return DummyClassifier(strategy="most_frequent").fit(x, y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=max_steps).fit(x, y)
