@@ -17,7 +17,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.sweep.cells import Role
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.kept import read_plan, write_plan
-from llmtrain.sweep.timing import makespan, seconds_a_step
+from llmtrain.sweep.timing import makespan, pace
 
 # keys that decide how a comparison is answered, not what is trained
 _HOW = ("launch", "report", "baseline", "untrained_seeds", "features", "generation", "wandb")
@@ -88,7 +88,7 @@ def _seconds_a_step(contest: Contest, one: Sized, budget: float, startup: float 
     probe = _entry(
         contest, one, Role.TUNE, 1, contest.seeds[0], 0.0, budget=budget, target=budget, startup=None
     )
-    return seconds_a_step(one.series.prepared, probe, contest.launch.threads)
+    return pace(one.series.prepared, probe, contest.launch.threads).step
 
 
 def _per_step(contest: Contest, one: Sized, seconds: float | None) -> float | int:

@@ -28,11 +28,8 @@ def once_a_batch(make: Callable[P, T]) -> Callable[P, T]:
         for stream in args:
             tensors += stream if isinstance(stream, tuple) else (stream,)
         for refs, with_, found in recent:
-            if (
-                len(refs) == len(tensors)
-                and with_ == options
-                and all(r() is t for r, t in zip(refs, tensors))
-            ):  # noqa: B905
+            same = len(refs) == len(tensors) and with_ == options
+            if same and all(ref() is t for ref, t in zip(refs, tensors, strict=True)):
                 return found
         found = make(*args, **options)
         recent.insert(0, (tuple(map(weakref.ref, tensors)), options, found))

@@ -5,43 +5,66 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
+from llmtrain.batch import split_batch
+from llmtrain.callbacks.base import AfterStep
+from llmtrain.callbacks.metrics import Metrics
 from llmtrain.compose import run_from
 from llmtrain.data.examples import RankRows, loader
 from llmtrain.data.prepare import Prepared
+from llmtrain.lit import Pretrain, Progress
+from llmtrain.pretrain import scorer, work_of
 from llmtrain.setup import set_up
 from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.count import Series
-from llmtrain.trainer import autocast
 
-STEPS, WARMUP = 6, 2
+STEPS, WARMUP = 12, 3
+ROWS = 64  # of the held-out ones, that are timed for all
 
 
-def seconds_a_step(prepared: Prepared, cell: Cell, threads: int) -> float:
-    """Of a cell's training step on one process with ``threads``: forward, backward, optimiser; the median of a few."""
+class Pace(NamedTuple):
+    """Of a cell on one process, in seconds."""
+
+    step: float  # of training, with all that goes on around it: the loader, Lightning, callbacks
+    evaluation: float  # of all held-out rows
+
+
+def pace(prepared: Prepared, cell: Cell, threads: int) -> Pace:
+    """The median of a few steps through the trainer itself, and a share of the evaluation."""
     run = run_from([*cell.words, f"trainer.threads={threads}"])
     run.trainer.configure()
     setup = set_up(run, prepared)
-    optimizer = run.optim.build(setup.task, run.schedule, max(setup.horizon, STEPS + WARMUP))
-    n_rows = (STEPS + WARMUP) * run.batch_rows
-    rows = RankRows(n_rows=n_rows, micro_rows=run.batch_rows, rank=0, world=1)
-    seconds = []
-    for batch in loader(setup.examples(), rows, workers=0):
-        start = time.perf_counter()
+    accumulate, micro_rows = split_batch(run)
+    metrics = Metrics([], work_of(setup), every=run.trainer.log_every, horizon=STEPS + WARMUP)
+    clock = _Clock()
+    module = Pretrain(
+        setup.task,
+        optimizer=lambda task: run.optim.build(
+            task, run.schedule, max(setup.horizon, STEPS + WARMUP), run.guard
+        ),
+        batch_rows=run.batch_rows,
+        progress=Progress(),
+    )
+    rows = RankRows(n_rows=(STEPS + WARMUP) * run.batch_rows, micro_rows=micro_rows, rank=0, world=1)
+    trainer = run.trainer.lightning(accumulate=accumulate, callbacks=[metrics, clock])
+    trainer.fit(module, loader(setup.examples(), rows, workers=0))
+    held = next(iter(setup.held_out.values()))
+    share = 1.0 if held.objective.together else min(1.0, ROWS / held.rows.n_rows)
+    start = time.perf_counter()
+    scorer(setup, micro_rows)(ROWS)
+    evaluation = (time.perf_counter() - start) / share
+    return Pace(statistics.median(np.diff(clock.ends)[WARMUP - 1 :]), evaluation)
 
-        def closure(batch: object = batch) -> torch.Tensor:
-            optimizer.zero_grad()
-            with autocast(run.trainer):
-                loss: torch.Tensor = setup.task(batch).loss
-            loss.backward()
-            return loss
 
-        optimizer.step(closure)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARMUP:])
+class _Clock(AfterStep):
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def after_step(self, trainer: Any, module: Pretrain) -> None:
+        self.ends.append(time.perf_counter())
 
 
 def timed(series: Series, cells: Sequence[Cell], *, threads: int, startup: float) -> dict[str, float]:
@@ -52,9 +75,13 @@ def timed(series: Series, cells: Sequence[Cell], *, threads: int, startup: float
     by_width = {cell.d_model: cell for cell in cells}
     widths = sorted(by_width)
     chosen = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
-    x = [math.log(w) for w in chosen]
-    y = [math.log(seconds_a_step(series.prepared, by_width[w], threads)) for w in chosen]
-    return {c.id: startup + c.steps * math.exp(np.interp(math.log(c.d_model), x, y)) for c in cells}
+    paces = [pace(series.prepared, by_width[width], threads) for width in chosen]
+
+    def at(width: int, seconds: Sequence[float]) -> float:
+        return math.exp(np.interp(math.log(width), np.log(chosen), np.log(seconds)))
+
+    steps, evaluations = zip(*paces, strict=True)
+    return {c.id: startup + c.steps * at(c.d_model, steps) + at(c.d_model, evaluations) for c in cells}
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:

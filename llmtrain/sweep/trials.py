@@ -12,7 +12,7 @@ from llmtrain.run_folder import write_text
 from llmtrain.sweep.cells import Cell, Role, Target
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.settings import BatchTest, Sweep
-from llmtrain.sweep.timing import seconds_a_step
+from llmtrain.sweep.timing import pace
 
 BATCH, NOISE = "batch.json", "noise.json"
 PRECISIONS = ("fp32", "bf16")
@@ -43,9 +43,9 @@ def step_seconds(series: Mapping[str, Series], cells: Sequence[Cell], threads: i
         cell = middle([c for c in cells if c.series == name])
         for precision in PRECISIONS:
             words = (*cell.words, f"trainer.precision={precision}")
-            found[precision] += seconds_a_step(
+            found[precision] += pace(
                 series[name].prepared, dataclasses.replace(cell, words=words), threads
-            )
+            ).step
     return found if free else {}
 
 
