@@ -144,6 +144,19 @@ def test_learning_rates_are_tried_at_the_corners_and_cells_follow_the_rule(home:
     assert status(sweep_from(words(home, "tuned", **own))).count(" tune ") == 3 * len(tuning["corners"])
 
 
+def test_rates_of_the_smallest_size_serve_all_where_the_parametrisation_carries_them(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = {"tuning.rates": 3, "tuning.corners": 2, "budgets": "[2e7,6e7]"}
+    for parametrisation, warned in (
+        (["parametrization=mup", "parametrization.base_width=8"], False),
+        ([], True),
+    ):
+        plan = planned(sweep_from([*words(home, f"two_{warned}", **own), *parametrisation]), startup=1.0)
+        assert {cell.n for cell in plan.tuned} == {min(cell.n for cell in plan.cells)}
+        assert ("set parametrization=mup parametrization.base_width=" in caplog.text) == warned
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
