@@ -54,8 +54,8 @@ def test_over_depths_what_a_layer_adds_is_seen_in_the_stream_alone():
 
 
 def test_layers_of_stacks_of_different_depths_are_compared_where_they_are_as_deep():
-    names = {i: Spot(f"trunk.blocks.{i - 1}.mlp", "SwiGLU", False, (i, 8)).deep(4) for i in range(1, 9)}
-    assert names == {i: f"trunk at {i // 2} of 4.mlp" if i % 2 == 0 else None for i in names}
+    names = {i: Spot(f"trunk.blocks.{i}.mlp", "SwiGLU", False, (i, 8)).deep(4) for i in range(8)}
+    assert names == {i: f"trunk behind {i // 2} of 4.mlp" if i % 2 == 0 else None for i in names}
     assert Spot("embed", "embedding").deep(4) == "embed"
 
 

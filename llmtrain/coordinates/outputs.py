@@ -1,5 +1,6 @@
 """What every layer of a model puts out for one batch, by name: what a step is seen to move."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,15 +21,15 @@ class Spot(NamedTuple):
     name: str  # with the layer, as in trunk.blocks.1.mixer.qkv.0
     kind: str  # without, as in Attention.qkv.0
     branch: bool = False  # what a layer adds to the residual stream, which a deeper model divides
-    block: tuple[int, int] | None = None  # its number from 1, and how many blocks the stack has
+    behind: tuple[int, int] | None = None  # how many blocks, of how many that the stack has
 
     def deep(self, least: int) -> str | None:
         """Its name among those as deep in stacks of other depths; none where one of ``least`` blocks has none."""
-        if self.block is None:
+        if self.behind is None:
             return self.name
-        number, of = self.block
-        at, between = divmod(number * least, of)
-        return None if between else self.name.replace(f".blocks.{number - 1}", f" at {at} of {least}", 1)
+        blocks, of = self.behind
+        at, between = divmod(blocks * least, of)
+        return None if between else re.sub(r"\.blocks\.\d+", f" behind {at} of {least}", self.name)
 
 
 Seen = dict[Spot, Tensor]
@@ -68,8 +69,9 @@ def _hooks(model: Model, seen: Seen) -> Iterator[tuple[nn.Module, Callable[..., 
     if not isinstance(model.head, TokenHead):
         yield model.head, _keep(seen, Spot("head", "head"))
     routing = {id(module) for module in routers(model)}
-    for prefix, block, at in _blocks(model):
-        yield block, _keep(seen, Spot(prefix, "residual stream", block=at))
+    for prefix, block, before, of in _blocks(model):
+        at = before, of
+        yield block, _keep(seen, Spot(prefix, "residual stream", behind=(before + 1, of)))
         for part in ("mixer", "cross", "mlp"):
             layer = getattr(block, part)
             if layer is None:
@@ -77,18 +79,18 @@ def _hooks(model: Model, seen: Seen) -> Iterator[tuple[nn.Module, Callable[..., 
             kind = type(layer).__name__.removesuffix("Module")
             yield layer, _keep(seen, Spot(f"{prefix}.{part}", kind, True, at))
             if id(layer) in routing:
-                yield layer, _route(seen, Spot(f"{prefix}.{part}.router", f"{kind}.router", block=at))
+                yield layer, _route(seen, Spot(f"{prefix}.{part}.router", f"{kind}.router", behind=at))
             for name, module in layer.named_modules():
                 if isinstance(module, nn.Linear) and name != "router":
-                    spot = Spot(f"{prefix}.{part}.{name}", f"{kind}.{name}", block=at)
+                    spot = Spot(f"{prefix}.{part}.{name}", f"{kind}.{name}", behind=at)
                     yield module, _parts(seen, spot, module)
 
 
-def _blocks(model: Model) -> Iterator[tuple[str, Block, tuple[int, int]]]:
+def _blocks(model: Model) -> Iterator[tuple[str, Block, int, int]]:
     for name, stack in (("encoder", model.encoder), ("trunk", model.trunk)):
         for i, block in enumerate(stack.blocks if stack is not None else ()):
             assert stack is not None
-            yield f"{name}.blocks.{i}", block, (i + 1, len(stack.blocks))
+            yield f"{name}.blocks.{i}", block, i, len(stack.blocks)
 
 
 def _keep(seen: Seen, spot: Spot) -> Callable[..., None]:
@@ -105,7 +107,7 @@ def _parts(seen: Seen, spot: Spot, linear: nn.Linear) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, out: Tensor) -> None:
         for i, part in enumerate(out.split(role.splits, -1) if role.splits else (out,)):
             suffix = f".{i}" if role.splits else ""
-            seen[Spot(spot.name + suffix, spot.kind + suffix, role.residual, spot.block)] = part
+            seen[Spot(spot.name + suffix, spot.kind + suffix, role.residual, spot.behind)] = part
 
     return hook
 
