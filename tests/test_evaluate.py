@@ -167,6 +167,7 @@ def test_tasks_of_the_harness_give_what_the_likelihood_says(runs, monkeypatch, c
 
 
 @harness
+@pytest.mark.slow  # lm-eval reads its thousands of tasks
 @pytest.mark.parametrize(
     ("words", "said", "code"),
     [

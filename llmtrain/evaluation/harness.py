@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,10 @@ def harness(subject: Subject, tasks: Sequence[str], settings: Harness) -> list[M
         raise ConfigError(
             f"tasks={said} is not one of ours, and lm-eval is not installed: pip install -e .[eval]"
         ) from None
-    from lm_eval.tasks import TaskManager
-
     from llmtrain.evaluation.harness_model import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=settings.include_path)
-    for task in tasks:
-        if task not in manager.all_tasks:
-            near = nearest(task, manager.all_tasks)
-            raise ConfigError(
-                f"there is no task {task}: {did_you_mean(near, ['suffix', 'cloze', 'lambada_openai'])}"
-            )
+    manager = _manager(tasks, settings.include_path)
     try:
         found = lm_eval.simple_evaluate(
             model=HarnessModel(subject),
@@ -62,6 +55,26 @@ def harness(subject: Subject, tasks: Sequence[str], settings: Harness) -> list[M
             "give a task whose data are files (harness.include_path)"
         ) from error
     return list(_measured(found))
+
+
+def _manager(tasks: Sequence[str], folder: str | None) -> Any:
+    """What knows all of ``tasks``: those in ``folder`` alone, if that is enough, since lm-eval's own are thousands."""
+    from lm_eval.tasks import TaskManager
+
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"harness.include_path={folder}: there is no such folder")
+        own = TaskManager(include_path=folder, include_defaults=False)
+        if set(tasks) <= set(own.all_tasks):
+            return own
+    manager = TaskManager(include_path=folder)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            near = nearest(task, manager.all_tasks)
+            raise ConfigError(
+                f"there is no task {task}: {did_you_mean(near, ['suffix', 'cloze', 'lambada_openai'])}"
+            )
+    return manager
 
 
 def _measured(found: dict[str, Any]) -> Iterator[Measured]:
