@@ -35,7 +35,7 @@ def harness(subject: Subject, tasks: Sequence[str], settings: Harness) -> list[M
         ) from None
     from llmtrain.evaluation.harness_model import HarnessModel
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _quiet()
     manager = _manager(tasks, settings.include_path)
     try:
         found = lm_eval.simple_evaluate(
@@ -75,6 +75,16 @@ def _manager(tasks: Sequence[str], folder: str | None) -> Any:
                 f"there is no task {task}: {did_you_mean(near, ['suffix', 'cloze', 'lambada_openai'])}"
             )
     return manager
+
+
+def _quiet() -> None:
+    """What the libraries would say of a network that is not there, try by try, is in the error."""
+    import datasets
+    from huggingface_hub.utils import logging as of_hub
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    of_hub.set_verbosity(logging.CRITICAL)
 
 
 def _measured(found: dict[str, Any]) -> Iterator[Measured]:
