@@ -72,10 +72,8 @@ def test_a_comparison_ends_with_numbers_of_all_that_were_trained_and_of_baseline
         assert (record.steps, record.flops_model, record.lr) == (cell.steps, cell.flops_model, cell.lr)
         assert record.corpus_fingerprint == about.corpus_fingerprint
         assert cell.flops_model == pytest.approx(4e8, rel=0.01)
-    assert {(t.series, len(t.losses)) for t in about.tuning} in (
-        {("clm", 3), ("mlm", 3)},
-        {("clm", 4), ("mlm", 4)},
-    )
+    trials = {t.series: len(t.losses) for t in about.tuning}
+    assert trials.keys() == {"clm", "mlm"} and len(set(trials.values())) == 1
     who = {(row.role, row.series, row.seed) for row in comparison.rows}
     assert {(role, name, seed) for role, name, seed in who if role == "trained"} == {
         ("trained", name, seed) for name in ("clm", "mlm") for seed in (0, 1)

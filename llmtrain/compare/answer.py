@@ -63,7 +63,7 @@ def answer(
             run=baseline.run,
             prepared=baseline.prepared,
             texts=texts,
-            overlap={},
+            overlap=scores[those[0].id].overlap,
             command=command,
         )
         comparison = Comparison(about=stated, rows=rows, alike=alike(those, scores))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from llmtrain.compare.load import words_of
-from llmtrain.compare.saved import Whose
+from llmtrain.compare.saved import Overlap, Whose
 from llmtrain.compare.settings import Contest
 from llmtrain.compare.texts import held_out_texts
 from llmtrain.compose import run_from
@@ -30,6 +30,12 @@ class Yardsticks:
         self._texts = held_out_texts(run.data, contest.held_out)
         self._tasks = feature_tasks(self._texts, contest.features, _training(self._prepared))
         self._generation = generation_tasks(self._texts, contest.generation, _training(self._prepared))
+
+    @property
+    def overlap(self) -> dict[str, Overlap]:
+        """With training text, by yardstick."""
+        found = self._tasks.overlap | self._generation.overlap
+        return {name: Overlap(items=n, dropped=dropped) for name, (dropped, n) in found.items()}
 
     def of(self, subject: Subject) -> list[Measured]:
         return [

@@ -69,6 +69,7 @@ class Tasks(NamedTuple):
     tasks: tuple[Task, ...]
     windows: tuple[str, ...]  # running text, on which representations are compared with one another
     left_out: dict[str, str]  # by name of a yardstick: why there is none
+    overlap: dict[str, tuple[int, int]]  # by name: test items that share text with training text, of how many
 
 
 def texts_of(task: Task) -> Iterator[str]:

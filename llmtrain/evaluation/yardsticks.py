@@ -48,6 +48,10 @@ def feature_tasks(texts: HeldOutTexts, cfg: FeatureYardsticks, training: Iterabl
         tasks=tuple(task for task in kept if task.name not in left_out),
         windows=at_most(windows, cfg.windows),
         left_out=left_out,
+        overlap={
+            before.name: (len(before.test) - len(after.test), len(before.test))
+            for before, after in zip(made, kept, strict=True)
+        },
     )
 
 
