@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +14,7 @@ import pytest
 
 from llmtrain import cli
 from llmtrain.errors import ConfigError
+from llmtrain.lock import in_use
 from llmtrain.sweep.load import sweep_from
 from llmtrain.sweep.pool import Ended, Job, Local, Pool
 from llmtrain.sweep.ray import Ray
@@ -21,6 +24,17 @@ from runs import overrides, write_text
 
 pytestmark = pytest.mark.slow
 
+ON_RAY = """
+import json, sys
+from pathlib import Path
+from llmtrain import cli
+from llmtrain.sweep.pool import Job
+from llmtrain.sweep.ray import Ray
+
+jobs = [Job(name, tuple(words), Path(log)) for name, words, log in json.loads(sys.argv[1])]
+tell = lambda ended: print(ended.job.id, ended.exit_code, flush=True)
+sys.exit(cli.guarded(lambda: Ray(workers=2).pool(Path()).run(jobs, lambda job: None, tell)))
+"""
 SLURM = Slurm(cluster="local", workers=2, minutes=30)
 
 
@@ -78,6 +92,10 @@ def begun(home: Path, name: str) -> bool:
     return steps(home, name) > 0
 
 
+def is_free(folder: Path) -> bool:
+    return not in_use(folder)
+
+
 def has_saved(home: Path, name: str) -> bool:
     return len(saved(home, name)) == 1
 
@@ -130,23 +148,27 @@ def test_a_job_whose_time_is_over_goes_on_in_another(home: Path) -> None:
     assert json.loads((home / "runs" / "long" / "record.json").read_text())["steps"] == 600
 
 
-def test_cells_of_a_ray_cluster_save_when_the_sweep_is_told_to_end_or_killed(home: Path) -> None:
+def on_ray(home: Path, jobs: list[Job]) -> subprocess.Popen[bytes]:
+    """A sweep on a Ray cluster of its own, in a new process: Ray does not start in forks, and keeps what they open."""
+    said = [[one.id, list(one.words), str(one.log)] for one in jobs]
+    with (home / "said.txt").open("wb") as out:
+        return subprocess.Popen([sys.executable, "-c", ON_RAY, json.dumps(said)], stdout=out, stderr=out)
+
+
+def test_cells_of_a_ray_cluster_save_when_the_sweep_is_told_to_end_and_end_when_it_is_killed(
+    home: Path,
+) -> None:
     pytest.importorskip("ray")
-    two = [job(home, "good", steps=3), job(home, "bad", optim__rl=1)]
-    with forked(lambda: sweep(lambda: Ray(workers=2).pool(home), two)) as child:
-        code, out, _ = child.ended()
-    assert code == 0 and {"good 0", "bad 2"} < set(out.splitlines())
+    assert on_ray(home, [job(home, "good", steps=3), job(home, "bad", optim__rl=1)]).wait() == 0
+    assert {"good 0", "bad 2"} <= set((home / "said.txt").read_text().splitlines())
     for number in (signal.SIGTERM, signal.SIGKILL):
         name = f"endless{number}"
-        endless = [job(home, name, steps=10**6)]
-        with forked(partial(sweep, lambda: Ray(workers=1).pool(home), endless)) as child:
-            wait_until(partial(begun, home, name))
-            if number == signal.SIGKILL:
-                killed(child)
-            else:
-                child.signal(number)
-                assert child.ended()[0] == 143
-        wait_until(partial(has_saved, home, name))
+        sweep = on_ray(home, [job(home, name, steps=10**6)])
+        wait_until(partial(begun, home, name))
+        sweep.send_signal(number)
+        assert sweep.wait() == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+        wait_until(partial(is_free, home / "runs" / name))
+        assert has_saved(home, name) == (number == signal.SIGTERM)
 
 
 def test_a_launcher_is_chosen_by_its_name_and_set_by_its_keys() -> None:

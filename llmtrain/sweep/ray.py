@@ -88,7 +88,7 @@ class RayPool(Watched[Any]):
 
 
 class Cell:
-    """On a node, the process of a cell, which saves and ends when Ray ends this, as it does when the sweep is gone."""
+    """On a node, the process of a cell. Ray kills both when the sweep is gone: what was saved by then is kept."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
