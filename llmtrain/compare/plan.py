@@ -17,6 +17,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.sweep.cells import Role
 from llmtrain.sweep.count import Series
 from llmtrain.sweep.kept import read_plan, write_plan
+from llmtrain.sweep.neighbours import neighbours
 from llmtrain.sweep.timing import makespan, pace
 
 # keys that decide how a comparison is answered, not what is trained
@@ -54,7 +55,7 @@ def make_plan(contest: Contest, series: Mapping[str, Series], *, workers: int, s
     cells, trials = [], []
     for budget in contest.budgets:
         models = sized(contest, series, budget)
-        seconds = {name: _seconds_a_step(contest, one, budget, startup) for name, one in models.items()}
+        seconds = _seconds_a_step(contest, models, budget, startup)
         wanted = _wanted(contest, models, seconds, budget)
         entry = partial(_entry, contest, budget=budget, target=wanted, startup=startup)
         for name, one in models.items():
@@ -82,13 +83,19 @@ def kept_plan(contest: Contest) -> Plan | None:
     return read_plan(Plan, contest.folder, group="comparison", question=to_plain(contest), free=_HOW)
 
 
-def _seconds_a_step(contest: Contest, one: Sized, budget: float, startup: float | None) -> float | None:
+def _seconds_a_step(
+    contest: Contest, models: Mapping[str, Sized], budget: float, startup: float | None
+) -> dict[str, float | None]:
+    """Of each series, beside as many others as will train at once; none where neither plan nor match asks for it."""
     if startup is None and contest.match != "time":
-        return None
-    probe = _entry(
-        contest, one, Role.TUNE, 1, contest.seeds[0], 0.0, budget=budget, target=budget, startup=None
-    )
-    return pace(one.series.prepared, probe, contest.launch.threads).step
+        return dict.fromkeys(models)
+    entry = partial(_entry, contest, budget=budget, target=budget, startup=None)
+    words = {name: entry(one, Role.TUNE, 1, contest.seeds[0], 0.0).words for name, one in models.items()}
+    launch = contest.launch
+    with neighbours(words[contest.baseline], launch.threads, launch.beside):
+        return {
+            name: pace(one.series.prepared, words[name], launch.threads).step for name, one in models.items()
+        }
 
 
 def _per_step(contest: Contest, one: Sized, seconds: float | None) -> float | int:

@@ -122,7 +122,7 @@ def make_plan(
 def _costed(sweep: Sweep, series: Series, cells: Sequence[Cell], startup: float) -> list[Cell]:
     """The cells of one series with the time and the memory that they are expected to take."""
     mine = [cell for cell in cells if cell.series == series.name]
-    seconds = timed(series, mine, threads=sweep.launch.threads, startup=startup)
+    seconds = timed(series, mine, sweep.launch, startup=startup)
     memory = expected_bytes(series, mine)
     return [dataclasses.replace(cell, seconds=seconds[cell.id], memory=memory[cell.id]) for cell in mine]
 

@@ -51,6 +51,11 @@ class Launch(ABC):
 
     threads: PositiveInt = 1  # CPU threads of each
 
+    @property
+    def beside(self) -> int:
+        """How many other cells run on the machine of one, as far as is known here."""
+        return 0
+
     @abstractmethod
     def pool(self, folder: Path) -> Pool:
         """``folder`` is the sweep's. Raises ConfigError where what it needs is not there."""
@@ -61,6 +66,10 @@ class Local(Launch):
     """Processes of this machine."""
 
     workers: PositiveInt | None = None  # at a time; none: one a core
+
+    @property
+    def beside(self) -> int:
+        return LocalPool(self.workers, self.threads).workers - 1
 
     def pool(self, folder: Path) -> "LocalPool":
         return LocalPool(self.workers, self.threads)

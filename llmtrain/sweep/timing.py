@@ -20,6 +20,8 @@ from llmtrain.pretrain import scorer, work_of
 from llmtrain.setup import set_up
 from llmtrain.sweep.cells import Cell
 from llmtrain.sweep.count import Series
+from llmtrain.sweep.neighbours import neighbours
+from llmtrain.sweep.pool import Launch
 
 STEPS, WARMUP = 12, 3
 ROWS = 64  # of the held-out ones, that are timed for all
@@ -32,9 +34,9 @@ class Pace(NamedTuple):
     evaluation: float  # of all held-out rows
 
 
-def pace(prepared: Prepared, cell: Cell, threads: int) -> Pace:
-    """The median of a few steps through the trainer itself, and a share of the evaluation."""
-    run = run_from([*cell.words, f"trainer.threads={threads}"])
+def pace(prepared: Prepared, words: Sequence[str], threads: int) -> Pace:
+    """The median of a few steps through the trainer itself, and a share of the evaluation; ``words`` are train.py's."""
+    run = run_from([*words, f"trainer.threads={threads}"])
     run.trainer.configure()
     setup = set_up(run, prepared)
     accumulate, micro_rows = split_batch(run)
@@ -67,15 +69,16 @@ class _Clock(AfterStep):
         self.ends.append(time.perf_counter())
 
 
-def timed(series: Series, cells: Sequence[Cell], *, threads: int, startup: float) -> dict[str, float]:
+def timed(series: Series, cells: Sequence[Cell], launch: Launch, *, startup: float) -> dict[str, float]:
     """Expected seconds of each of ``cells``, of one series, on one worker: three widths are timed, log-linear between.
 
-    ``startup`` is what every process takes before its first step.
+    ``startup`` is what every process takes before its first step. Beside what is timed, as many train as will.
     """
     by_width = {cell.d_model: cell for cell in cells}
     widths = sorted(by_width)
     chosen = sorted({widths[0], widths[len(widths) // 2], widths[-1]})
-    paces = [pace(series.prepared, by_width[width], threads) for width in chosen]
+    with neighbours(by_width[chosen[len(chosen) // 2]].words, launch.threads, launch.beside):
+        paces = [pace(series.prepared, by_width[width].words, launch.threads) for width in chosen]
 
     def at(width: int, seconds: Sequence[float]) -> float:
         return math.exp(np.interp(math.log(width), np.log(chosen), np.log(seconds)))

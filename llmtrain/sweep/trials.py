@@ -43,9 +43,7 @@ def step_seconds(series: Mapping[str, Series], cells: Sequence[Cell], threads: i
         cell = middle([c for c in cells if c.series == name])
         for precision in PRECISIONS:
             words = (*cell.words, f"trainer.precision={precision}")
-            found[precision] += pace(
-                series[name].prepared, dataclasses.replace(cell, words=words), threads
-            ).step
+            found[precision] += pace(series[name].prepared, words, threads).step
     return found if free else {}
 
 
