@@ -1,7 +1,9 @@
 """Learning rates of a sweep: what is tried, when a corner is done, and the rule that all cells follow."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from llmtrain.sweep.cells import Cell, Role
@@ -63,6 +65,29 @@ def test_the_rule_recovers_a_power_law_in_size_and_length() -> None:
     planted = Rule(1.0, -0.4, -0.15)
     bests = [best_of(cell(n, d), searched(planted.lr(n, d))) for n in (1000, 50_000) for d in (10**5, 10**7)]
     assert rule_of(bests) == pytest.approx(planted)
+
+
+def test_noise_moves_a_rule_of_all_trials_less_than_one_of_vertices() -> None:
+    """Of 100 sweeps with one seed a trial, the rate four times beyond the grid."""
+    planted, rng = Rule(5.26, -0.455, -0.283), np.random.default_rng(0)
+    places = [(18_000, 700_000), (18_000, 2_000_000), (180_000, 800_000), (270_000, 1_600_000)]
+    beyond = (380_000, 4_800_000)
+    errors = []
+    for _ in range(100):
+        bests = []
+        for n, d in places:
+            tried: dict[float, float] = {}
+            while rates := next_rates(tried, TUNING):
+                for r in rates:
+                    off = math.log(r / planted.lr(n, d))
+                    tried[r] = 3 * math.exp(
+                        0.06 * off**2 * (1.5 if off > 0 else 1) + 0.011 * rng.standard_normal()
+                    )
+            bests.append(best_of(cell(n, d), tried))
+        vertices = [dataclasses.replace(best, tried={f"{best.lr:.6g}": 1.0}) for best in bests]
+        errors.append([math.log(rule_of(b).lr(*beyond) / planted.lr(*beyond)) for b in (bests, vertices)])
+    ours, theirs = np.sqrt(np.mean(np.square(errors), 0))
+    assert ours < 0.85 * theirs
 
 
 def test_what_the_corners_do_not_tell_is_no_slope() -> None:
