@@ -58,7 +58,7 @@ def read_scores(path: Path, key: str) -> Scores | None:
         plain["seconds"],
         [_read(one) for one in plain["measured"]],
         {name: Overlap(**one) for name, one in plain["overlap"].items()},
-        np.load(features) if features.exists() else None,
+        np.load(features, allow_pickle=False) if features.exists() else None,
     )
 
 

@@ -49,6 +49,7 @@ def pace(prepared: Prepared, words: Sequence[str], threads: int) -> Pace:
         ),
         batch_rows=run.batch_rows,
         progress=Progress(),
+        anomaly=lambda module: None,  # a rate that diverges takes as long
     )
     rows = RankRows(n_rows=(STEPS + WARMUP) * run.batch_rows, micro_rows=micro_rows, rank=0, world=1)
     trainer = run.trainer.lightning(accumulate=accumulate, callbacks=[metrics, clock])
