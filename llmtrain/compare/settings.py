@@ -7,11 +7,12 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from llmtrain.callbacks.loggers.wandb import WandB
-from llmtrain.config import config, is_folder_name
+from llmtrain.config import config
 from llmtrain.data.corpus import SetAside
 from llmtrain.evaluation.feature_settings import FeatureYardsticks
 from llmtrain.evaluation.settings import Generation
 from llmtrain.sweep.pool import Launch
+from llmtrain.sweep.settings import check_folders
 from llmtrain.typos import did_you_mean, nearest
 
 Match = Literal["flops", "tokens", "time"]
@@ -90,9 +91,7 @@ class Contest:
     runs: Path = Path("runs")  # the comparison is a folder in it, its runs are folders in that
 
     def __post_init__(self) -> None:
-        for key, name in (("name", self.name), *(("series", series) for series in self.series)):
-            if not is_folder_name(name):
-                raise ValueError(f"{key}={name!r} must be the name of one folder")
+        check_folders(self.name, self.series)
         if self.baseline not in self.series:
             near = nearest(self.baseline, self.series)
             raise ValueError(

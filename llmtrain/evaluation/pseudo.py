@@ -1,18 +1,17 @@
 """Pseudo-likelihood of a masked model: each token from all others of its text, but for the rest of its own word."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from llmtrain.data.tokenizers.base import Tokenizer
-from llmtrain.evaluation.base import Items, Measured
+from llmtrain.evaluation.base import Measured
 from llmtrain.evaluation.lines import Line, read
 from llmtrain.evaluation.standard_errors import standard_error
 from llmtrain.evaluation.subject import Subject
 from llmtrain.evaluation.suffix import ratio
-from llmtrain.evaluation.windows import Window
+from llmtrain.evaluation.windows import Window, items_of
 from llmtrain.types import BOS, MASK
 
 NOTE = "each token given those after its word too: no likelihood, and comparable between masked models alone"
@@ -26,8 +25,7 @@ def pseudo_likelihood(subject: Subject, found: Sequence[Window]) -> Measured:
     nats = pseudo_nats(subject, list(zip(begins, ids, strict=True)))
     n_bytes = tokenizer.vocab().n_bytes
     read_bytes = np.array([n_bytes[text].sum() for text in ids], np.float64)
-    value = np.array([one.sum() for one in nats]) / (math.log(2) * read_bytes)
-    items = Items(tuple(w.id for w in found), tuple(w.file for w in found), value, read_bytes)
+    items = items_of(found, np.array([one.sum() for one in nats]), read_bytes)
     return Measured(
         yardstick="pseudo_likelihood",
         kind="pseudo_likelihood",

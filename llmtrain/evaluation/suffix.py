@@ -1,6 +1,5 @@
 """Suffix bits per byte: the second half of held-out texts given the first, the column that all objectives share."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from llmtrain.evaluation.base import Items, Measured
 from llmtrain.evaluation.baselines import Uniform
 from llmtrain.evaluation.likelihood import Answer, Likelihood
 from llmtrain.evaluation.standard_errors import standard_error
-from llmtrain.evaluation.windows import Window, asks
+from llmtrain.evaluation.windows import Window, asks, items_of
 
 
 def suffix(likelihood: Likelihood, tokenizer: Tokenizer, found: Sequence[Window]) -> Measured:
@@ -39,10 +38,7 @@ def suffix(likelihood: Likelihood, tokenizer: Tokenizer, found: Sequence[Window]
 def bits_per_byte(found: Sequence[Window], answers: Sequence[Answer]) -> Items:
     """Of each window, weighted by its bytes."""
     n_bytes = np.array([len(window.asked.encode()) for window in found], np.float64)
-    nats = np.array([answer.nats.sum() for answer in answers])
-    return Items(
-        tuple(w.id for w in found), tuple(w.file for w in found), nats / (math.log(2) * n_bytes), n_bytes
-    )
+    return items_of(found, np.array([answer.nats.sum() for answer in answers]), n_bytes)
 
 
 def ratio(items: Items) -> float:

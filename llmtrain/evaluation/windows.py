@@ -1,11 +1,15 @@
 """Stretches of held-out text, cut by bytes so that they are the same for every model and every tokenizer."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from llmtrain.data.tokenizers.base import Tokenizer
 from llmtrain.errors import DataError
-from llmtrain.evaluation.base import Document
+from llmtrain.evaluation.base import Document, Items
 from llmtrain.evaluation.likelihood import Ask
 from llmtrain.types import BOS
 
@@ -25,6 +29,14 @@ class Window(NamedTuple):
     @property
     def text(self) -> str:
         return self.given + self.asked
+
+
+def items_of(
+    found: Sequence[Window], nats: Float[np.ndarray, " n"], n_bytes: Float[np.ndarray, " n"]
+) -> Items:
+    """Bits per byte of each window, weighted by the bytes that were scored of it."""
+    value = nats / (math.log(2) * n_bytes)
+    return Items(tuple(w.id for w in found), tuple(w.file for w in found), value, n_bytes)
 
 
 def windows(documents: Sequence[Document], n_bytes: int) -> list[Window]:

@@ -1,7 +1,7 @@
 """What a sweep is asked: sizes, budgets, seeds and series, with the method that reads them fixed beforehand."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,6 +98,13 @@ class HeldOut:
     most_half_width: PositiveFloat = 0.04  # and the interval no wider, relative
 
 
+def check_folders(name: str, series: Iterable[str]) -> None:
+    """Raises ValueError where a question or one of its series has a name that is no folder's."""
+    for key, given in (("name", name), *(("series", one) for one in series)):
+        if not is_folder_name(given):
+            raise ValueError(f"{key}={given!r} must be the name of one folder")
+
+
 @config
 class Sweep(ABC):
     series: dict[str, tuple[str, ...]]  # by name, the words of train.py that make it beside the common ones
@@ -117,9 +124,7 @@ class Sweep(ABC):
     runs: Path = Path("runs")  # the sweep is a folder in it, its cells are folders in that
 
     def __post_init__(self) -> None:
-        for key, name in (("name", self.name), *(("series", series) for series in self.series)):
-            if not is_folder_name(name):
-                raise ValueError(f"{key}={name!r} must be the name of one folder")
+        check_folders(self.name, self.series)
 
     @property
     def folder(self) -> Path:

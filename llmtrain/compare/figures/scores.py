@@ -4,7 +4,7 @@ from typing import Any
 
 from llmtrain.compare import words
 from llmtrain.compare.figures.panels import ends, few_ticks, grid, largest, looks, titled, whiskers
-from llmtrain.compare.results import Reference, Result
+from llmtrain.compare.results import Estimate, Reference, Result
 from llmtrain.compare.saved import Comparison
 from llmtrain.scaling.figures.canvas import GREY, INK, LIGHT, Drawn, plain
 
@@ -44,16 +44,7 @@ def _scores(axis: Any, result: Result, comparison: Comparison, height: dict[str,
             and (row.yardstick, row.metric, row.split) == (result.yardstick, result.metric, result.split)
         ]
         axis.plot(single, [y - 0.28] * len(single), "|", color=colour, ms=4, alpha=0.7)
-        axis.errorbar(
-            one.estimate.value,
-            y,
-            xerr=whiskers(one.estimate),
-            fmt=mark,
-            ms=5.5,
-            color=colour,
-            mfc="white" if one.learned is False else colour,
-            capsize=2,
-        )
+        _dot(axis, one.estimate, y, colour, mark, filled=one.learned is not False)
     near = _near(result)
     for reference in result.references:
         _reference(axis, reference, height, near)
@@ -121,6 +112,20 @@ def differences(comparison: Comparison) -> Drawn | None:
     return Drawn("differences", f"Differences to {about.baseline}", caption, figure)
 
 
+def _dot(axis: Any, estimate: Estimate, y: int, colour: str, mark: str, *, filled: bool) -> None:
+    """A value with its interval, at the height of its series."""
+    axis.errorbar(
+        estimate.value,
+        y,
+        xerr=whiskers(estimate),
+        fmt=mark,
+        ms=5.5,
+        color=colour,
+        mfc=colour if filled else "white",
+        capsize=2,
+    )
+
+
 def _differences(axis: Any, result: Result, comparison: Comparison, height: dict[str, int]) -> None:
     style = looks(comparison)
     axis.axvline(0, color=INK, lw=0.9, zorder=0)
@@ -129,16 +134,7 @@ def _differences(axis: Any, result: Result, comparison: Comparison, height: dict
         y = height[one.series]
         if one.detectable is not None:
             axis.barh(y, 2 * one.detectable, left=-one.detectable, height=0.7, color=LIGHT, alpha=0.6, lw=0)
-        axis.errorbar(
-            one.estimate.value,
-            y,
-            xerr=whiskers(one.estimate),
-            fmt=mark,
-            ms=5.5,
-            color=colour,
-            mfc=colour if one.shown else "white",
-            capsize=2,
-        )
+        _dot(axis, one.estimate, y, colour, mark, filled=one.shown)
     few_ticks(axis)
     axis.set_yticks(list(height.values()), [plain(name) for name in height])
     axis.set_ylim(min(height.values()) - 0.6, 0.6)
