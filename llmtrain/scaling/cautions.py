@@ -15,6 +15,7 @@ from llmtrain.scaling.profile import Profile
 
 _POINTS_A_PARAMETER = 3
 _BUDGETS = 4
+_DEGREES = 3  # of freedom: a scatter told by fewer may be far too small by luck
 _DECADES = 1.5
 _BEYOND = 10
 _WINDOW = 4.0  # sizes within so much of the middle, either way: beyond it a parabola is biased by a percent
@@ -55,6 +56,12 @@ def _of_data(found: Fit) -> Iterator[Caution]:
             limit,
             f"{fitted} {'optima' if found.lines else 'points'} for {p} parameters; {limit} would say more",
         )
+    if found.law.dof < _DEGREES and not found.known.enough:
+        text = (
+            f"intervals rest on {found.law.dof} degrees of freedom and no replicates: by luck they may be far too "
+            "narrow; train two seeds of some cells"
+        )
+        yield Caution("noise unknown", found.law.dof, _DEGREES, text)
     if "c" in points.x:
         c = points.x["c"]
         n_budgets = len(np.unique(budgets(c)))
