@@ -239,7 +239,7 @@ def test_warnings_are_tied_to_their_numbers() -> None:
     assert warned(made.keep(np.arange(n) % 6 == 0, "few"))["few points"] == 13
     assert warned(made.keep(made.x["c"] < 2e18, "later"))["short span"] == pytest.approx(1)
     assert warned(made, form="isoflop", minimum="quadratic")["wide window"] == pytest.approx(6)
-    few = made.keep(made.x["c"] < 2e18, "later")
+    few = made.keep(made.x["c"] < 2e19, "later")
     assert warned(few, form="isoflop", minimum="quadratic")["noise unknown"] == 1
     twice = {key: np.repeat(column, 2) for key, column in few.x.items()}
     seen = planted("chinchilla", LAWS["chinchilla"], twice, 0.003)
