@@ -102,7 +102,10 @@ def by_document(
     if not mixed:
         return sdpa(q, k, v)
     whole = [r for r in range(n_rows) if r not in mixed]
-    out = dict(zip(whole, sdpa(q[whole], k[whole], v[whole]).split(1) if whole else (), strict=True))
+    out: dict[int, Tensor] = {}
+    if whole:  # not q[whole], whose gradient is scattered number by number
+        rows = torch.tensor(whole, device=q.device)
+        out |= zip(whole, sdpa(*(x.index_select(0, rows) for x in (q, k, v))).split(1), strict=True)
     for r in mixed:
         sizes = [*documents[r], n_tokens - sum(documents[r])]  # the last part is padding
         parts = zip(*(x[r : r + 1].split(sizes, 2) for x in (q, k, v)), strict=True)
