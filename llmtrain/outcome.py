@@ -44,7 +44,7 @@ def samples(setup: Setup) -> str:
     run, prepared = setup.run, setup.prepared
     parts = [f"# {inline(run.folder.name)}: samples\n"]
     setup.task.eval()
-    for name, shards in held_out(prepared).items():
+    for name, shards in held_out(prepared).items() if run.eval.samples else ():
         heartbeat.beat()
         rows = rows_of(shards, run, tail=True)
         n = min(run.eval.samples, rows.n_rows)

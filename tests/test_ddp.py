@@ -22,6 +22,7 @@ from runs import PAIRS, REPO, metrics, overrides, pair, tiny, without_figures, w
 
 STEPS = 20
 COMMON: dict[str, Any] = {
+    "eval__samples": 0,
     "steps": STEPS, "seq_len": 64, "eval__every": 10, "checkpoint__every": 10, "trainer__precision": "fp64",
     "trainer__accelerator": "cpu",
 }  # fmt: skip

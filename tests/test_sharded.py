@@ -37,6 +37,7 @@ from tests.tiny import MOE, VOCAB, model_of
 Cases = dict[str, tuple[str, dict[str, Any]]]  # name -> (of which task or run, with which changes)
 
 COMMON: dict[str, Any] = {
+    "eval__samples": 0,
     "steps": 4, "eval__every": 2, "checkpoint__every": 2, "checkpoint__keep_last": 9, "optim__ema": 0.9,
     "trainer__precision": "fp64", "trainer__accelerator": "cpu",
 }  # fmt: skip

@@ -33,8 +33,12 @@ def intervals(
         tail = 50 * (1 - level)
         found = {}
         for name, drawn in of(draws.theta).items():
-            lo, hi = np.nanpercentile(drawn, [tail, 100 - tail])
-            found[name] = Interval(values[name], float(np.nanstd(drawn, ddof=1)), float(lo), float(hi))
+            there = drawn[np.isfinite(drawn)]  # a law may have no optimum
+            if len(there) < 2 or not np.isfinite(values[name]):
+                found[name] = Interval(values[name], None, None, None)
+                continue
+            lo, hi = np.percentile(there, [tail, 100 - tail])
+            found[name] = Interval(values[name], float(there.std(ddof=1)), float(lo), float(hi))
         return found
     t = float(stdtrit(law.dof, 0.5 + level / 2))
     steps = STEP * np.eye(len(law.theta))

@@ -16,7 +16,7 @@ from llmtrain.scaling.points import Excluded, Points
 from llmtrain.scaling.replicates import Replicates
 
 _DRAWS = 400  # at most, of each curve
-_FEWEST = 2  # budgets that a power law needs
+_FEWEST = 3  # budgets that a power law needs: two would leave nothing to see how well it fits
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Optima:
 def isoflop_optima(points: Points, method: Method, known: Replicates) -> Optima:
     """The minimum of each budget's curve; ``known`` is of relative losses.
 
-    Raises DataError where fewer than two budgets have one.
+    Raises DataError where fewer than three budgets have one.
     """
     points.require(("n", "d", "c"), "form isoflop")
     number = budgets(points.x["c"])
@@ -76,8 +76,9 @@ def isoflop_optima(points: Points, method: Method, known: Replicates) -> Optima:
     if len(kept) < _FEWEST:
         reasons = "; ".join(f"{e.run}: {e.reason}" for e in excluded)
         raise DataError(
-            f"{points.about.source}: {len(kept)} of {len(curves)} budgets have a minimum, and a power law "
-            f"needs {_FEWEST} ({reasons})"
+            f"{points.about.source}, series {points.about.series}: {len(kept)} of {len(curves)} budgets have a minimum "
+            f"inside their sizes, and a power law needs {_FEWEST}{f' ({reasons})' if reasons else ''}: train further "
+            "sizes or budgets, or fit another form"
         )
     named = {how: tuple(optima) for how, optima in beside.items()}
     drawn_n, drawn_d = (_complete([d[i] for d in draws]) for i in (0, 1))

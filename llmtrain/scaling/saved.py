@@ -206,9 +206,7 @@ def _one(path: Path, plain: dict[str, Any], series: str | None) -> dict[str, Any
 
 def _saved(path: Path, sha256: str, plain: dict[str, Any]) -> Saved:
     state, sigma = plain["state"], plain["sigma"]
-    convention = Convention(
-        **(state["convention"] | {"coefficients": tuple(state["convention"]["coefficients"])})
-    )
+    convention = Convention(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["convention"].items()})
     law = Law(
         form=FORMS[state["form"]],
         theta=np.array(state["theta"]),

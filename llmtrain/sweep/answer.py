@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, DataError, NumbersError, UserError
 from llmtrain.run_folder import write_text
 from llmtrain.scaling import Study, predict, read, read_fit, study, verify
 from llmtrain.scaling.predict import NAME as PREDICTION
@@ -26,14 +26,15 @@ FIT = "fit"  # of the sweep's folder; each series has a folder in it
 
 
 class Fitted(NamedTuple):
-    folders: dict[str, Path]  # of each series' fit.json
+    folders: dict[str, Path]  # of the fit.json of each series that has one
     studies: dict[Path, Study]  # by folder; of several series also all together
+    failed: dict[str, UserError]  # why the others have none
 
 
 def fitted(sweep: Sweep, *, force: bool) -> Fitted:
     """The fit of each series, made from the records of the cells as the sweep's config says, and written.
 
-    Raises ConfigError where a best learning rate lies on the edge of those tried, unless ``force`` says that this is
+    A series that cannot be fitted takes none of the others with it. Raises ConfigError where a best learning rate lies on the edge of those tried, unless ``force`` says that this is
     known: such a law is of the rates as much as of the sizes.
     """
     if (on_edge := edges(sweep.folder)) and not force:
@@ -42,13 +43,21 @@ def fitted(sweep: Sweep, *, force: bool) -> Fitted:
             "better one may lie beyond: widen further (sweep.tuning.widen), or fit all the same with --force"
         )
     found = read(sweep.folder / Role.CELL.folder)
-    folders = {name: sweep.folder / FIT / name for name in sweep.series}
-    studies = {folders[name]: study([the_series(found, name)], sweep.fit) for name in sweep.series}
-    if len(found) > 1:
-        studies[sweep.folder / FIT] = study(found, sweep.fit)
+    folders: dict[str, Path] = {}
+    studies: dict[Path, Study] = {}
+    failed: dict[str, UserError] = {}
+    for name in sweep.series:
+        folder = sweep.folder / FIT / name
+        try:
+            studies[folder] = study([the_series(found, name)], sweep.fit)
+            folders[name] = folder
+        except (DataError, NumbersError) as error:
+            failed[name] = error
+    if len(folders) > 1:
+        studies[sweep.folder / FIT] = study([the_series(found, name) for name in folders], sweep.fit)
     for folder, one in studies.items():
         one.write(folder)
-    return Fitted(folders, studies)
+    return Fitted(folders, studies, failed)
 
 
 def reported(sweep: Sweep, studies: Mapping[Path, Study]) -> None:

@@ -97,14 +97,17 @@ def answer(sweep: Sweep, plan: Plan, *, force: bool, pool: Pool | None = None) -
         conductor.run([cell for cell in cells if cell.role is Role.TRUNK])
         conductor.run([cell for cell in cells if cell.role is not Role.TRUNK])
         check_branches(cells, conductor)
-        fits, studies = fitted(sweep, force=force)
-        if sweep.held_out is not None:
+        fits, studies, failed = fitted(sweep, force=force)
+        if sweep.held_out is not None and fits:
             with preparing(show=False) as progress:
                 series = series_of(sweep, plan.settled, progress)
             conductor.run(predicted(sweep, sweep.held_out, series, rules, fits))
             verified(sweep, sweep.held_out, fits)
         reported(sweep, studies)
         publish(sweep, plan, studies)
+        if failed:
+            print(f"no law of {', '.join(failed)}{'; the others have theirs' if fits else ''}")
+            raise next(iter(failed.values()))
 
 
 def with_batch(sweep: Sweep, plan: Plan, conductor: Conductor) -> Plan:
