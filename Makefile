@@ -16,7 +16,7 @@ test: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile -m ""
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
