@@ -58,7 +58,8 @@ def table(found: "Benchmark") -> str:
         f"{'step':>12} {1e3 * step:10.2f} ms",
         "",
         f"{found.tokens_per_second:,.0f} tokens/s, {found.mfu:.3f} of the matrix product's "
-        f"{found.matmul_flops_per_second / 1e9:.0f} GFLOP/s, peak memory {found.peak_memory_bytes / 1e9:.2f} GB{others}",
+        f"{found.matmul_flops_per_second / 1e9:.0f} GFLOP/s, peak memory "
+        f"{found.peak_memory_bytes / 1e9:.2f} GB{others}",
         f"loader alone: {found.rows_per_second:,.0f} rows/s",
     ]
     for name, speed in found.baselines.items():

@@ -206,7 +206,11 @@ def _one(path: Path, plain: dict[str, Any], series: str | None) -> dict[str, Any
 
 def _saved(path: Path, sha256: str, plain: dict[str, Any]) -> Saved:
     state, sigma = plain["state"], plain["sigma"]
-    convention = Convention(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["convention"].items()})
+    k = state["convention"]
+    within = k.get("within")  # fits of earlier versions have none
+    convention = Convention(
+        k["name"], tuple(k["coefficients"]), k["scatter"], (within[0], within[1]) if within else None
+    )
     law = Law(
         form=FORMS[state["form"]],
         theta=np.array(state["theta"]),

@@ -34,8 +34,9 @@ class Fitted(NamedTuple):
 def fitted(sweep: Sweep, *, force: bool) -> Fitted:
     """The fit of each series, made from the records of the cells as the sweep's config says, and written.
 
-    A series that cannot be fitted takes none of the others with it. Raises ConfigError where a best learning rate lies on the edge of those tried, unless ``force`` says that this is
-    known: such a law is of the rates as much as of the sizes.
+    A series that cannot be fitted takes none of the others with it. Raises ConfigError where a best learning rate lies
+    on the edge of those tried, unless ``force`` says that this is known: such a law is of the rates as much as of the
+    sizes.
     """
     if (on_edge := edges(sweep.folder)) and not force:
         raise ConfigError(
