@@ -157,6 +157,7 @@ def _fit(setup: Setup, origin: Origin | None, rank: int, started: float, micro_r
             trainer.fit(module, loader(examples, rows, workers=run.data.loader_workers))
         if not evaluation.final and interrupts.exit_code is None:  # all steps were done by an earlier start
             evaluation.conclude(module, logged=read(run.folder / "metrics.jsonl"))
+            checkpoints.prune(rank)
         if rank:
             return None
         if interrupts.exit_code is not None:

@@ -54,6 +54,17 @@ def test_a_run_in_pieces_is_the_whole_run_bit_for_bit(
     assert weights(run.folder, STEPS) == weights(whole / "runs" / reference, STEPS)
 
 
+@pytest.mark.fault("F8")
+def test_old_checkpoints_that_a_kill_left_beside_the_last_are_deleted_by_the_next_start(whole: Path) -> None:
+    run = tiny(whole, name="full", checkpoint__every=4, checkpoint__keep_last=3, **CHANGES)
+    train(run)
+    checkpoints = run.folder / "checkpoints"
+    assert len(list(checkpoints.iterdir())) == 3
+    (run.folder / "record.json").unlink()  # killed after the last save, before anything else
+    train(tiny(whole, name="full", checkpoint__every=4, checkpoint__keep_last=1, **CHANGES))
+    assert [path.name for path in checkpoints.iterdir()] == [f"step-{STEPS:08d}"]
+
+
 @pytest.mark.fault("F1", "F12")
 def test_a_kill_between_checkpoints_loses_nothing_but_time(whole: Path) -> None:
     """What kill -9 leaves is an older checkpoint and metrics beyond it."""

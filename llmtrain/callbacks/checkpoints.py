@@ -25,6 +25,7 @@ from llmtrain.checkpoint import (
     path_of,
     places,
     preflight,
+    prune,
     specs,
 )
 from llmtrain.data.cursor import cursor_in
@@ -105,6 +106,11 @@ class Checkpoints(AfterStep):
             raise StorageError(f"{self.folder} has no valid checkpoint to go back to: see the log")
         restore(module, path_of(self.folder, int(step)))
         self._saved = module.progress.step
+
+    def prune(self, rank: int) -> None:
+        """Delete what an earlier start was killed before it deleted, where no save comes that would."""
+        if rank == 0:
+            prune(self.folder, keep_last=self.cfg.keep_last, keep_every=self.cfg.keep_every)
 
     def raise_failure(self) -> None:
         """Raise what made the last save fail, if it is known to have failed."""
