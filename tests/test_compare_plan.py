@@ -85,6 +85,7 @@ def test_no_run_reads_what_is_held_out_and_all_share_text_and_tokenizer(series: 
     assert report["set_aside"]["units"] > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", ["tokens", "time"])
 def test_what_else_is_matched_is_what_the_run_of_the_baseline_comes_to(home: Path, match: str) -> None:
     contest = contest_of(

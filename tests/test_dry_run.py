@@ -20,6 +20,8 @@ from peaks import real_peak
 from ranks import on_ranks
 from runs import overrides, pair, tiny, write_text
 
+pytestmark = pytest.mark.slow
+
 STEPS = 2
 LARGER = {"model__d_model": 64, "model__n_layers": 2, "seq_len": 96, "steps": STEPS}
 # objectives x architectures, each way of training somewhere; all 16 pairs and all ways of each agree as well
@@ -47,7 +49,6 @@ def said(folder: Path, **changes: object) -> Report:
     return dry_run(tiny(folder, **changes))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("experiment", CASES)
 def test_the_predicted_peak_is_the_real_one(folder: Path, experiment: str) -> None:
     changes = (
@@ -93,7 +94,6 @@ def real_peaks(folder: Path) -> dict[str, int]:
     return {name: int((folder / f"{name}.peak").read_text()) for name in RANKS}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_the_predicted_peak_of_a_rank_is_the_real_one(
     folder: Path, real_peaks: dict[str, int], name: str

@@ -110,6 +110,7 @@ def test_out_of_memory_is_what_torch_raises() -> None:
         faults.at("step", 0)
 
 
+@pytest.mark.slow
 def test_a_run_breaks_where_it_is_told_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

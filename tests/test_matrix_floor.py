@@ -14,6 +14,7 @@ CORE = [OBJECTIVES[name] for name in ("clm", "mlm", "denoising", "contrastive")]
 LENGTH, ROWS, STEPS = 16, 28, 30
 
 
+@pytest.mark.slow
 @families
 @objectives
 def test_no_pair_beats_the_entropy_of_uniform_tokens(objective, cfg):

@@ -15,6 +15,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", PAIRS)
 def test_a_pair_in_pieces_is_the_whole_pair_bit_for_bit(home: Path, experiment: str) -> None:
     whole, pieces = (

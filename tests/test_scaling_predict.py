@@ -221,6 +221,7 @@ def test_what_dropping_points_did_is_told() -> None:
     assert abs(with_all - truth) > 5 * abs(rows["as fitted"]["law"]["beta"] - truth)
 
 
+@pytest.mark.slow
 def test_warnings_are_tied_to_their_numbers() -> None:
     made = points("chinchilla", noise=0.003)
     n = len(made)

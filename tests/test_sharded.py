@@ -213,8 +213,6 @@ def test_ranks_that_each_hold_a_part_are_one(home: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp-struck", "tp-struck"])
 def test_all_ranks_go_back_where_one_of_them_has_a_gradient_that_is_not_finite(home: Path, name: str) -> None:
     rows = [json.loads(line) for line in (home / "runs" / name / "anomalies.jsonl").read_text().splitlines()]
@@ -236,6 +234,7 @@ def test_what_some_ranks_saved_goes_on_with_any_others(home: Path, name: str) ->
     assert_one(home, name, task_of(GOING_ON[name][0]))
 
 
+@pytest.mark.slow
 def test_the_same_ranks_go_on_bit_for_bit(home: Path) -> None:
     whose = PAIR_GOES_ON["again"][0]
     runs = [home / "runs" / name for name in (whose, "again")]
@@ -243,6 +242,7 @@ def test_the_same_ranks_go_on_bit_for_bit(home: Path) -> None:
     assert weights(runs[0], 4) == weights(runs[1], 4)
 
 
+@pytest.mark.slow
 def test_each_rank_saves_its_part_alone(home: Path) -> None:
     whole = weights(home / "runs" / "clm_hybrid", 4)
     parts = weights(home / "runs" / "fsdp-clm_hybrid", 4)

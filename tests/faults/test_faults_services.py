@@ -325,6 +325,7 @@ def test_the_end_of_memory_is_one_line_with_an_estimate_and_three_keys(
     assert "Set micro_rows=2 or trainer.activation_checkpointing=block or trainer.precision=bf16;" in line
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F38")
 def test_fewer_rows_at_a_time_are_the_same_run_in_the_same_order(
     home: Path, faulty: Callable[[str], None], caplog: pytest.LogCaptureFixture
@@ -435,6 +436,7 @@ def test_a_clock_that_is_set_back_changes_nothing(home: Path, monkeypatch: pytes
     assert_whole(home, "back")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F40")
 def test_runs_of_one_moment_have_folders_of_their_own_or_are_refused(home: Path) -> None:
     runs = [tiny(home, seed=seed) for seed in range(50)]

@@ -290,6 +290,7 @@ def test_of_two_starts_in_one_second_one_trains_and_the_other_is_told_who_does(h
     assert_whole(home, "both")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F10")
 def test_the_lock_of_a_killed_run_is_taken_over_and_that_of_a_living_one_by_force(home: Path) -> None:
     with started(home, "forced", "slow@step=*,seconds=0.2") as first:
