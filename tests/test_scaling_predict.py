@@ -1,4 +1,4 @@
-"""Predictions from a file equal those of the fit; verification scores them on runs that were not fitted."""
+"""Predictions from a file equal those of the fit; warnings and comparisons are tied to their numbers."""
 
 import json
 from dataclasses import replace
@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 from llmtrain.errors import ConfigError, DataError
-from llmtrain.scaling import Method, Points, fit, predict, read_fit, study, verify
+from llmtrain.scaling import Method, Points, fit, predict, read_fit, study
 from llmtrain.scaling.cautions import cautions
 from llmtrain.scaling.compare import compare
 from llmtrain.scaling.points import sha256_of
-from llmtrain.scaling.predict import NAME as PREDICTION
-from llmtrain.scaling.saved import write_json
 from llmtrain.scaling.sensitivity import sensitivity
 from planted import LAWS, grid, planted, points
 
@@ -84,61 +82,6 @@ def test_files_that_are_no_fits_are_refused(tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text('{"version": 99}')
     with pytest.raises(DataError, match="fit again"):
         read_fit(tmp_path)
-
-
-def held_out(noise: float = 0.003) -> tuple[Points, Points]:
-    """The runs of planted points up to 1e20 FLOPs, and the others."""
-    every = points("chinchilla", noise=noise)
-    small = every.x["c"] < 2e20
-    return every.keep(small, "larger"), every.keep(~small, "smaller")
-
-
-def test_verification_scores_each_run_and_its_rivals(tmp_path: Path) -> None:
-    fitted, others = held_out()
-    found = verify(saved(tmp_path, fitted), others)
-    law = fit(fitted, Method(bootstrap=0)).law
-    assert found.error == pytest.approx(others.loss / law.loss(others.x) - 1)
-    assert found.in_run.sum() >= len(others) - 3
-    plain = found.plain
-    assert plain["inside"] == {"law": int(found.in_law.sum()), "run": int(found.in_run.sum()), "of": 15}
-    assert plain["mean_absolute_error"] < 0.2 * min(plain["baselines"].values())
-    assert plain["runs"][0]["run_interval"]["half_width"] < 0.05
-    write_json(tmp_path / "verify.json", plain)  # it is data
-
-
-def test_a_percentage_is_given_from_twenty_runs_on(tmp_path: Path) -> None:
-    every = points("chinchilla", noise=0.003)
-    small = every.x["c"] < 2e19
-    found = verify(saved(tmp_path, every.keep(small, "larger")), every.keep(~small, "smaller"))
-    assert found.plain["inside"]["of"] == 30
-    assert found.plain["inside"]["percent"] == pytest.approx(100 * found.in_run.mean())
-
-
-def test_fitted_runs_are_not_verified(tmp_path: Path) -> None:
-    fitted, _ = held_out()
-    folder = saved(tmp_path, fitted)
-    every = points("chinchilla", noise=0.003)  # the same source
-    assert len(verify(folder, every).points) == 15
-    with pytest.raises(DataError, match="all 60 runs were fitted"):
-        verify(folder, fitted)
-
-
-@pytest.mark.parametrize("field", ["score", "eval_hash", "corpus", "tokenizer", "python", "n_convention"])
-def test_runs_of_another_kind_are_refused(tmp_path: Path, field: str) -> None:
-    fitted, others = held_out()
-    stranger = replace(others, about=replace(others.about, **{field: "other"}))
-    with pytest.raises(DataError, match="a law holds for what it was fitted on"):
-        verify(saved(tmp_path, fitted), stranger)
-
-
-def test_a_verification_says_whether_its_prediction_is_of_this_fit(tmp_path: Path) -> None:
-    fitted, others = held_out()
-    folder = saved(tmp_path, fitted)
-    assert verify(folder, others).plain["prediction"] is None
-    write_json(folder / PREDICTION, predict(folder, flops=1e21).plain)
-    assert verify(folder, others).plain["prediction"]["same_fit"] is True
-    study([fitted], Method(bootstrap=0, delta=1e-3)).write(folder)
-    assert verify(folder, others).plain["prediction"]["same_fit"] is False
 
 
 def test_fit_json_is_data_at_full_precision(tmp_path: Path) -> None:

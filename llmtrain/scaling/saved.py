@@ -23,6 +23,7 @@ from llmtrain.scaling.optima import Optimum
 from llmtrain.scaling.points import About
 from llmtrain.scaling.regression import Line
 from llmtrain.scaling.resample import NO_DRAWS
+from llmtrain.scaling.seen import fitted_rows
 
 NAME = "fit.json"
 _VERSION = 1
@@ -64,6 +65,7 @@ def plain_fit(found: Fit) -> dict[str, Any]:
         "convention": {"n": points.about.n_convention, "flops": points.convention.name},
         "method": to_plain(method),
         "fitted": [str(name) for name in points.run],
+        "rows": fitted_rows(found),
         "range": {key: [float(column.min()), float(column.max())] for key, column in points.x.items()},
         "baselines": baselines(found),
         "state": _state(found),

@@ -12,6 +12,7 @@ from llmtrain.scaling.law import Bands
 from llmtrain.scaling.points import Points
 from llmtrain.scaling.predict import NAME as PREDICTION
 from llmtrain.scaling.saved import Saved, read_fit
+from llmtrain.scaling.seen import seen
 
 NAME = "verify.json"
 _PERCENT_FROM = 20  # of fewer runs a percentage says more than they do
@@ -43,21 +44,27 @@ def verify(source: Saved | str | Path, points: Points) -> Verified:
     """Raises DataError where all runs were fitted, or are not comparable with those that were."""
     saved = source if isinstance(source, Saved) else read_fit(source)
     _comparable(saved, points)
-    if points.about.sha256 != saved.about.sha256 or points.about.source == saved.about.source:
-        new = np.array([str(name) not in saved.fitted for name in points.run])
-        same_file = points.about.sha256 == saved.about.sha256 or Path(points.about.source).is_dir()
-        if same_file:
-            points = points.keep(new, "it was fitted") if new.any() else points
-            if not new.any():
-                raise DataError(
-                    f"{points.about.source}: all {len(points)} runs were fitted; give runs that were not"
-                )
+    fitted = _fitted(saved, points)
+    if fitted.all():
+        raise DataError(f"{points.about.source}: all {len(points)} runs were fitted; give runs that were not")
+    points = points.keep(~fitted, "it was fitted")
     bands = saved.law.bands(points.x, saved.level)
     loss = points.loss
     in_law = (bands.law_lo <= loss) & (loss <= bands.law_hi)
     in_run = (bands.run_lo <= loss) & (loss <= bands.run_hi)
     error = loss / bands.loss - 1
     return Verified(points, bands, error, in_law, in_run, _plain(saved, points, bands, error, in_law, in_run))
+
+
+def _fitted(saved: Saved, points: Points) -> np.ndarray:
+    """By inputs and loss, wherever they were read from; in the fit's own file or folder by name too."""
+    fitted = np.zeros(len(points), bool)
+    if "rows" in saved.plain:  # fits of earlier versions have none
+        fitted |= seen(saved.plain["rows"], points)
+    same_folder = points.about.source == saved.about.source and Path(points.about.source).is_dir()
+    if points.about.sha256 == saved.about.sha256 or same_folder:
+        fitted |= np.array([str(name) in saved.fitted for name in points.run])
+    return fitted
 
 
 def _comparable(saved: Saved, points: Points) -> None:
