@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from llmtrain.errors import DataError, NumbersError
 from llmtrain.scaling import Method, fit
 from llmtrain.scaling.forms import FORMS
 from llmtrain.scaling.resample import draw
-from planted import LAWS, points, surface
+from planted import LAWS, planted, points, surface
 
 
 def test_scaling_never_imports_torch() -> None:
@@ -57,8 +58,6 @@ def test_slopes_are_derivatives(form: str) -> None:
 @pytest.mark.parametrize("form", LAWS)
 def test_the_unit_of_the_loss_and_of_the_counts_does_not_matter(form: str) -> None:
     """Stopping has no scale: in bits or in millions the same fit is found."""
-    from dataclasses import replace
-
     p = points(form, noise=0.01)
     first = fit(p, Method(form=form, bootstrap=0))
     scaled = replace(p, loss=p.loss * 1e4)
@@ -78,8 +77,6 @@ def test_a_fixed_parameter_stays_and_the_others_are_fitted() -> None:
 
 
 def test_outliers_move_least_squares_and_not_huber() -> None:
-    from dataclasses import replace
-
     p = points("chinchilla", noise=0.002)
     loss = p.loss.copy()
     loss[::17] *= 1.2
@@ -95,8 +92,6 @@ def test_outliers_move_least_squares_and_not_huber() -> None:
 
 def test_resampling_takes_whole_units() -> None:
     """Checkpoints of a run are drawn together: intervals of correlated points are wider than those of as many runs."""
-    from dataclasses import replace
-
     p = points("chinchilla", noise=0.0)
     rng = np.random.default_rng(0)
     unit = np.arange(len(p)) // 5
@@ -123,8 +118,6 @@ def test_too_few_points_are_refused() -> None:
 
 def test_points_that_do_not_determine_a_law_fail_loudly() -> None:
     """Losses without any trend have no optimum that all starts find."""
-    from dataclasses import replace
-
     p = points("chinchilla")
     flat = replace(p, x=p.x | {"d": 20 * p.x["n"]})  # d goes with n: the two terms are one
     with pytest.raises(NumbersError):
@@ -166,3 +159,21 @@ def test_parametric_resamples_have_the_noise_of_replicates() -> None:
     )
     spread = np.log(problem.values(drawn.theta)).std(0)
     assert 0.3 * 0.05 / np.sqrt(len(p)) < np.median(spread) < 5 * 0.05 / np.sqrt(len(p))
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.003])
+def test_runs_on_one_line_are_refused_where_they_had_a_narrow_interval(noise: float) -> None:
+    n = np.geomspace(1e7, 1e9, 20)
+    for seed in range(3):
+        made = planted("chinchilla", LAWS["chinchilla"], {"n": n, "d": 20 * n, "c": 120 * n**2}, noise, seed)
+        with pytest.raises(NumbersError, match=r"on one line|do not determine it"):
+            fit(made, Method(bootstrap=0))
+    assert fit(made, Method(form="power", bootstrap=0)).parameters["alpha"].lo is not None
+
+
+def test_a_combination_that_is_open_is_refused() -> None:
+    """One number of experts says nothing of theirs, whatever a pseudoinverse makes of it."""
+    made = points("clark", noise=0.001)
+    one = replace(made, x=made.x | {"experts": np.full(len(made), 8.0)})
+    with pytest.raises(NumbersError, match="leave a combination of K, a, b, c open"):
+        fit(one, Method(form="clark", fix={"E_start": 1.0, "E_max": np.inf}, bootstrap=0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmtrain.errors import ConfigError, DataError
+from llmtrain.errors import ConfigError, DataError, NumbersError
 from llmtrain.scaling import Method, Points, fit, predict, read_fit, study
 from llmtrain.scaling.cautions import cautions
 from llmtrain.scaling.compare import compare
@@ -47,6 +47,14 @@ def test_a_prediction_is_of_a_budget_or_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be above 0"):
         predict(folder, flops=-1.0)
     assert "beyond 10" in predict(folder, flops=1e24).plain["warnings"][0]
+
+
+def test_a_law_without_an_optimum_predicts_none(tmp_path: Path) -> None:
+    fit = read_fit(saved(tmp_path, points("chinchilla", noise=0.003)))
+    theta = fit.law.theta.copy()
+    theta[fit.law.form.at("alpha")] = -0.3  # larger is worse, at any size
+    with pytest.raises(NumbersError, match="has no optimum at"):
+        predict(replace(fit, law=replace(fit.law, theta=theta)), flops=1e21)
 
 
 def test_each_form_is_asked_by_what_it_knows(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import stdtrit
 
+from llmtrain.scaling.determined import NO_SLOPE, require_determined
 from llmtrain.scaling.estimate import Estimate, Problem
 from llmtrain.scaling.flops import Convention
 from llmtrain.scaling.forms.base import Form, Inputs
@@ -20,7 +21,6 @@ from llmtrain.scaling.replicates import Replicates
 
 _ENOUGH = 4  # points inside delta a parameter, for a Hessian of their own
 _LEAST = 0.05  # of 1 - leverage: a point that the law goes through says nothing of its own scatter
-_NO_SLOPE = 1e-6  # of a column of the Jacobian against the residual: a parameter the points say nothing of
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def law_of(
     n, n_units = len(weight), len(np.unique(unit))
     spare = n - problem.n_free
     jacobian = problem.jacobian(found.theta)
-    bread = _inverse(jacobian.T @ (jacobian * weight[:, None]))
+    normal = jacobian.T @ (jacobian * weight[:, None])
+    require_determined(problem, normal)
+    bread = _inverse(normal)
     slope = max(float(np.average(inside(found.residuals, found.delta), weights=weight)), problem.n_free / n)
     force = psi(found.residuals, found.delta) / slope  # residuals, as Huber's loss sees them
     variance = float((weight * force**2).sum() / spare)
@@ -142,7 +144,7 @@ def law_of(
 def _inverse(normal: Float[np.ndarray, "p p"]) -> Float[np.ndarray, "p p"]:
     """Of what the points determine: a parameter without slope (fixed, or at a bound) gets no variance."""
     scale = np.sqrt(np.diag(normal))
-    there = scale > _NO_SLOPE * scale.max()
+    there = scale > NO_SLOPE * scale.max()
     found = np.zeros_like(normal)
     unit = normal[np.ix_(there, there)] / np.outer(scale[there], scale[there])
     found[np.ix_(there, there)] = np.linalg.pinv(unit, rcond=1e-14, hermitian=True) / np.outer(

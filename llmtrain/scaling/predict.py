@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, NumbersError
 from llmtrain.scaling.frontier import has_optimum
 from llmtrain.scaling.law import Bands
 from llmtrain.scaling.saved import Saved, plain_best, read_fit
@@ -71,6 +71,11 @@ def _best(saved: Saved, flops: float) -> tuple[float | None, float | None, dict[
         )
     found = saved.best_at(flops)
     n, d = (one.value if one else None for one in (found.n, found.d))
+    if not all(np.isfinite(value) for value in (n, d, found.loss.value) if value is not None):
+        raise NumbersError(
+            f"{saved.path}: the fitted law has no optimum at {flops:.4g} FLOPs (an exponent may be below 0): "
+            "ask with --n and --d, or fit again on runs that determine it"
+        )
     return n, d, plain_best(found)
 
 

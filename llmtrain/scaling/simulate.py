@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from llmtrain.errors import NumbersError
 from llmtrain.scaling.estimate import Estimate, Problem, huber_delta
 from llmtrain.scaling.forms import FORMS
 from llmtrain.scaling.forms.base import Inputs
@@ -91,10 +92,13 @@ def _fitted(
     )
     solved = problem.solve(data, first.theta, [deltas])
 
-    def one(i: int) -> Law:
+    def one(i: int) -> Law | None:
         theta, delta = solved.theta[i], float(deltas[i])
         residuals = problem.residuals(theta, data.loss[i])
         found = Estimate(theta, float(solved.objective[i]), delta, [delta], residuals)
-        return law_of(problem, found, points.weight, points.unit, known[i], points.convention)
+        try:
+            return law_of(problem, found, points.weight, points.unit, known[i], points.convention)
+        except NumbersError:  # such losses leave the law open
+            return None
 
     return [one(i) if converged else None for i, converged in enumerate(solved.converged)]
