@@ -12,7 +12,7 @@ from llmtrain.compare.answer import answer
 from llmtrain.compare.load import contest_from
 from llmtrain.compare.question import planned, status
 from llmtrain.compare.saved import ITEMS, NAME, read_comparison
-from llmtrain.errors import NumbersError
+from llmtrain.errors import DataError, NumbersError
 from llmtrain.record import RunRecord
 from pools import Forked, Here
 from runs import overrides, without_figures
@@ -107,6 +107,35 @@ def test_what_is_missing_is_trained_and_measured_and_nothing_else(done: Path) ->
     assert pool.ran == [lost.parent.name]
     assert executor.n_done <= 1  # its record names another wall time
     assert json.loads(lost.read_text())["score"] == before["score"]
+
+
+def test_runs_of_two_corpora_are_not_compared(done: Path) -> None:
+    path = sorted(done.glob("cells/*/record.json"))[1]
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"corpus_fingerprint": "other"}))
+    try:
+        with pytest.raises(DataError, match=f"{path.parent.name} have two corpora"):
+            run(done.parent, "a")
+    finally:
+        path.write_text(before)
+
+
+def test_another_file_of_labels_under_the_same_name_measures_every_model_anew(home: Path) -> None:
+    file = home / "pairs.jsonl"
+    own = {
+        "generation.yardsticks": "[suffix,minimal_pairs]", "generation.minimal_pairs": file,
+        "seeds": "[0]", "rates.rates": 1,
+    }  # fmt: skip
+    for bad, n in (("b a", 5), ("c a", 5), ("c a", 0)):
+        file.write_text(json.dumps({"good": "a b", "bad": bad, "uid": "order"}) + "\n")
+        _, executor = run(home, "pairs", **own)
+        assert executor.n_done == n
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_is_trained(home: Path) -> None:
+    with pytest.raises(DataError, match="no ending"):
+        run(home, "early", **{"generation.cloze_candidates": 100_000})
+    assert not list((home / "early").glob("*/*/metrics.jsonl"))
 
 
 def test_how_far_each_run_is_is_told(done: Path) -> None:

@@ -189,3 +189,26 @@ def test_a_mistake_is_one_line_that_names_the_right_word(word: str, said: str | 
     with pytest.raises(ConfigError, match=said or "nothing to train probes on") as refusal:
         contest_from(["comparison=quickstart", word, *more])
     assert "\n" not in str(refusal.value)
+
+
+def test_an_experiment_that_brings_another_tokenizer_into_one_series_is_refused(home: Path) -> None:
+    series = "{clm: [objective=clm], mlm: [experiment=mlm_dense]}"
+    given = [word for word in words(home, series=series, baseline="clm") if not word.startswith("tokenizer")]
+    with pytest.raises(ConfigError, match=r"comparison\.series\.mlm: tokenizer is not that of clm"):
+        contest_from(given)
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("features.poolings", "[last]", "without mean"),
+        ("features.probing.C", "[]", "at least 1"),
+        ("features.windows", "3", "greater than or equal to 4"),
+        ("features.fine_tuning.rates", "[]", "at least 1"),
+    ],
+)
+def test_what_would_fail_after_training_is_refused_before(
+    home: Path, key: str, value: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        contest_of(home, **{key: value})

@@ -1,6 +1,6 @@
 """What a comparison states of itself, from its plan and the records of its runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from llmtrain.callbacks.loggers.jsonl import read
@@ -11,6 +11,7 @@ from llmtrain.compare.settings import Contest, SameFlops
 from llmtrain.compose import compose
 from llmtrain.data.corpus import Mix
 from llmtrain.data.prepare import Prepared
+from llmtrain.errors import DataError
 from llmtrain.evaluation.base import HeldOutTexts
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
@@ -56,6 +57,32 @@ def about(
         versions=first.versions,
         command=command,
     )
+
+
+def check_shared(contest: Contest, finished: Sequence[Entry]) -> None:
+    """Raises DataError where ``finished`` runs were trained on unlike text or in unlike ways.
+
+    The plan holds them to one, but a corpus, a Python or a machine can change between two starts.
+    """
+    records = _records(contest, finished)
+    for what, of in _SHARED.items():
+        found = {name: of(record) for name, record in records.items()}
+        (first, value), *others = found.items()
+        if unlike := [name for name, other in others if other != value]:
+            raise DataError(
+                f"{contest.folder}: {first} and {unlike[0]} have two {what} ({value} and {found[unlike[0]]}), so their "
+                f"scores cannot be compared: something changed between two starts. Undo that, or delete the folders of "
+                f"those that are out of date ({len(unlike)} unlike the first) and give the same command again"
+            )
+
+
+_SHARED: dict[str, Callable[[RunRecord], object]] = {
+    "corpora": lambda record: record.corpus_fingerprint,
+    "tokenizers": lambda record: record.tokenizer_hash,
+    "versions of Python": lambda record: record.versions.get("python", ""),
+    "lengths of rows": lambda record: record.seq_len,
+    "precisions": lambda record: record.precision,
+}
 
 
 def _records(contest: Contest, cells: Sequence[Entry]) -> dict[str, RunRecord]:

@@ -3,7 +3,7 @@
 from concurrent.futures import Executor
 
 from llmtrain.callbacks.display import preparing
-from llmtrain.compare.about import about
+from llmtrain.compare.about import about, check_shared
 from llmtrain.compare.alike import alike
 from llmtrain.compare.contestants import contestants
 from llmtrain.compare.plan import Plan, with_rates
@@ -13,7 +13,7 @@ from llmtrain.compare.saved import NAME, Comparison, gathered
 from llmtrain.compare.scoring import executor_of, score
 from llmtrain.compare.settings import Contest
 from llmtrain.compare.size import one_of
-from llmtrain.compare.texts import held_out_texts
+from llmtrain.compare.yardsticks import Yardsticks
 from llmtrain.errors import NumbersError
 from llmtrain.lock import RunLock
 from llmtrain.sweep.pool import Pool
@@ -37,9 +37,9 @@ def answer(
     with RunLock(contest.folder):
         with preparing(show=False) as progress:
             baseline = one_of(contest, contest.baseline, progress)
-        texts = held_out_texts(
-            baseline.run.data, contest.held_out
-        )  # so that too few are refused before training
+        yardsticks = Yardsticks(contest)  # so that what cannot be asked is refused before training
+        for name, why in yardsticks.left_out.items():
+            print(f"{name} is left out: {why}")
         runner = Runner(contest.folder, pool or pool_of(contest))
         bests = tuned(plan, contest.rates, runner)
         cells = with_rates(plan, {name: best.lr for name, best in bests.items()})
@@ -54,15 +54,16 @@ def answer(
             print(f"{cell.id} diverged: it is listed, and not measured")
         if not finished:
             raise NumbersError(f"{contest.folder}: every run diverged; give lower learning rates")
+        check_shared(contest, finished)
         those = contestants(contest, cells, finished)
-        scores = score(contest, those, executor or executor_of(contest))
+        scores = score(contest, those, executor or executor_of(contest), yardsticks.asked)
         rows, items = gathered(pair for one in scores.values() for pair in one.measured)
         stated = about(
             contest,
             cells,
             run=baseline.run,
             prepared=baseline.prepared,
-            texts=texts,
+            texts=yardsticks.texts,
             overlap=scores[those[0].id].overlap,
             command=command,
         )

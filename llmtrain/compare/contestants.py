@@ -50,7 +50,6 @@ def _untrained(cell: Entry) -> Subject:
     """What the run of ``cell`` began with."""
     run = run_from(cell.words)
     tokenizer = prepare(run.data, run.tokenizer).tokenizer
-    cfg = run.sized(tokenizer.vocab_size)
-    model = run.objective.build(cfg, tokenizer.vocab_size)
-    initialise(model, n_layers=cfg.shape[0], seed=run.init_seed)
+    model = run.build(tokenizer.vocab_size)
+    initialise(model, n_layers=run.sized(tokenizer.vocab_size).shape[0], seed=run.init_seed)
     return Subject(model.eval(), run.objective, tokenizer, run.seq_len)

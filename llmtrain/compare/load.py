@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from llmtrain.compare.settings import Contest
 from llmtrain.compose import compose
 from llmtrain.config import to_plain
@@ -28,8 +30,14 @@ def contest_from(words: Sequence[str]) -> Contest:
                 raise ConfigError(
                     f"comparison.series.{name}: {key} must be the same for all series: put it among the common words"
                 )
-    for own in contest.series.values():
-        compose(words_of(contest, own))
+    composed = {name: compose(words_of(contest, own)) for name, own in contest.series.items()}
+    for name, plain in composed.items():
+        for key in _SHARED:  # an experiment among a series' own words brings whole groups with it
+            if OmegaConf.select(plain, key) != OmegaConf.select(composed[contest.baseline], key):
+                raise ConfigError(
+                    f"comparison.series.{name}: {key} is not that of {contest.baseline}, and must be the same for all "
+                    f"series: put {key}, or the experiment that brings it, among the common words"
+                )
     return contest
 
 

@@ -38,9 +38,12 @@ def executor_of(contest: Contest) -> Executor:
     return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(contest.launch.threads,))
 
 
-def score(contest: Contest, those: Sequence[Contestant], executor: Executor) -> dict[str, Scores]:
-    """The scores of all contestants by their ids; each is in a file of its own as soon as it is there."""
-    keys = {one.id: _key(contest, one) for one in those}
+def score(contest: Contest, those: Sequence[Contestant], executor: Executor, asked: str) -> dict[str, Scores]:
+    """The scores of all contestants by their ids; each is in a file of its own as soon as it is there.
+
+    ``asked`` is a hash of what they are asked: what was measured of something else is measured again.
+    """
+    keys = {one.id: _key(contest, one, asked) for one in those}
     missing = [one for one in those if read_scores(path_of(contest.folder, one.id), keys[one.id]) is None]
     question = json.dumps(to_plain(contest))
     with executor:
@@ -90,13 +93,14 @@ def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _key(contest: Contest, contestant: Contestant) -> str:
-    """A hash of the model, of the texts and of the yardsticks."""
+def _key(contest: Contest, contestant: Contestant, asked: str) -> str:
+    """A hash of the model, of what it is asked and of how that is measured."""
     record = contestant.cell.run(contest.folder) / "record.json"
     made_of: list[Any] = [
         _VERSION,
         contestant.role,
         record.read_text(encoding="utf-8") if contestant.role == "trained" else contestant.cell.words,
-        *(to_plain(how) for how in (contest.held_out, contest.features, contest.generation)),
+        asked,
+        *(to_plain(how) for how in (contest.features, contest.generation)),
     ]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

@@ -1,5 +1,7 @@
 """What every contestant is put to: yardsticks of features and of generation, made once for all of them."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from itertools import chain
 
@@ -27,9 +29,20 @@ class Yardsticks:
     def __init__(self, contest: Contest) -> None:
         run = run_from(words_of(contest, contest.series[contest.baseline]))  # all have its data and tokenizer
         self._contest, self._prepared = contest, prepare(run.data, run.tokenizer)
-        self._texts = held_out_texts(run.data, contest.held_out)
-        self._tasks = feature_tasks(self._texts, contest.features, _training(self._prepared))
-        self._generation = generation_tasks(self._texts, contest.generation, _training(self._prepared))
+        self.texts = held_out_texts(run.data, contest.held_out)
+        self._tasks = feature_tasks(self.texts, contest.features, _training(self._prepared))
+        self._generation = generation_tasks(self.texts, contest.generation, _training(self._prepared))
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Tasks that were asked for and cannot be had of these texts, with why."""
+        return self._tasks.left_out
+
+    @property
+    def asked(self) -> str:
+        """A hash of all that models are asked and of the tokenizer: of texts and files as they are today."""
+        made_of = (self._tasks, self._generation, self._prepared.fingerprint, self._prepared.tokenizer.hash)
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
     @property
     def overlap(self) -> dict[str, Overlap]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from pydantic import PositiveFloat, PositiveInt
 
 from llmtrain.config import config
@@ -15,7 +15,12 @@ Made = Literal["docstring_to_function", "name_role", "text_kind", "continuation"
 class Probing:
     """Logistic regressions, whose penalty dev chooses."""
 
-    C: tuple[PositiveFloat, ...] = (0.01, 0.1, 1.0, 10.0)  # inverse strengths of the L2 penalty
+    C: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (
+        0.01,
+        0.1,
+        1.0,
+        10.0,
+    )  # inverse strengths of the L2 penalty
     max_steps: PositiveInt = 200  # of L-BFGS
 
 
@@ -27,7 +32,10 @@ class FineTuning:
     steps: PositiveInt = 40
     rows: PositiveInt = 16
     tokens: PositiveInt = 64  # of a text, at most, BOS included
-    rates: tuple[PositiveFloat, ...] = (1e-3, 3e-3)  # of AdamW, falling linearly to zero
+    rates: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (
+        1e-3,
+        3e-3,
+    )  # of AdamW, falling linearly to zero
 
 
 @config
@@ -70,7 +78,12 @@ class FeatureYardsticks:
     )  # of it
     labelled: tuple[Labelled, ...] = ()
     graded: tuple[Graded, ...] = ()
-    poolings: tuple[Pooling, ...] = ("mean", "last", "first", "max")  # from which dev chooses
+    poolings: Annotated[tuple[Pooling, ...], MinLen(1)] = (
+        "mean",
+        "last",
+        "first",
+        "max",
+    )  # from which dev chooses
     probing: Probing = Probing()
     fine_tuning: FineTuning | None = FineTuning()
     window_bytes: Annotated[int, Ge(64)] = 256  # of a window of a held-out file
@@ -78,12 +91,17 @@ class FeatureYardsticks:
     dev_items: PositiveInt = 300
     test_items: PositiveInt = 600
     candidates: PositiveInt = 1000  # functions among which a docstring's is sought
-    windows: PositiveInt = 300  # on which representations are compared with one another
+    windows: Annotated[int, Ge(4)] = 300  # on which representations are compared with one another
 
     def __post_init__(self) -> None:
         names = [*self.corpus, *(one.name for one in self.labelled), *(one.name for one in self.graded)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two yardsticks are called {twice[0]}: give each a name of its own")
+        if "mean" not in self.poolings:
+            raise ValueError(
+                f"poolings={list(self.poolings)} is without mean, by which representations are compared with one "
+                "another: add it"
+            )
         wrong = sorted(set(self.fine_tuning.tasks if self.fine_tuning else ()) - set(self._tunable))
         if wrong:
             raise ValueError(

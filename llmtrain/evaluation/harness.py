@@ -43,7 +43,7 @@ def harness(subject: Subject, tasks: Sequence[str], settings: Harness) -> list[M
             tasks=list(tasks),
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
-            bootstrap_iters=0,
+            bootstrap_iters=1000,  # 0 would leave out the standard errors of means too
             task_manager=manager,
         )
     except Exception as error:
