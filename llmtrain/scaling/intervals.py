@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from llmtrain.scaling.law import Law
-from llmtrain.scaling.resample import Draws
+from llmtrain.scaling.resample import FEW, Draws
 
 Function = Callable[[np.ndarray], dict[str, np.ndarray]]  # of theta [S p]: named values [S]
 STEP = 1e-5  # of a central difference, in units of theta (logarithms and exponents)
@@ -26,18 +26,21 @@ def intervals(
 ) -> dict[str, Interval]:
     """Percentiles of the resamples where there are some, else the delta method with Student's t.
 
-    ``ratio``: positive quantities, whose delta interval is symmetric in the logarithm.
+    Percentiles of few units' resamples are the normal's, whose noise is as well known as that of many: their distance
+    from the median grows by t over z. ``ratio``: positive quantities, whose delta interval is symmetric in the logarithm.
     """
     values = {name: float(v[0]) for name, v in of(law.theta[None]).items()}
     if len(draws.theta):
-        tail = 50 * (1 - level)
+        wider = _wider(law, level) if draws.how in FEW else 1.0
         found = {}
         for name, drawn in of(draws.theta).items():
             there = drawn[np.isfinite(drawn)]  # a law may have no optimum
             if len(there) < 2 or not np.isfinite(values[name]):
                 found[name] = Interval(values[name], None, None, None)
                 continue
-            lo, hi = np.percentile(there, [tail, 100 - tail])
+            lo, hi = _ends(np.log(there) if ratio else there, level, wider)
+            if ratio:
+                lo, hi = np.exp(lo), np.exp(hi)
             found[name] = Interval(values[name], float(there.std(ddof=1)), float(lo), float(hi))
         return found
     t = float(stdtrit(law.dof, 0.5 + level / 2))
@@ -47,6 +50,16 @@ def intervals(
         name: delta_interval(law, value, up[name], down[name], t, ratio=ratio)
         for name, value in values.items()
     }
+
+
+def _ends(drawn: np.ndarray, level: float, wider: float) -> tuple[float, float]:
+    tail = 50 * (1 - level)
+    lo, middle, hi = np.percentile(drawn, [tail, 50, 100 - tail])
+    return middle - wider * (middle - lo), middle + wider * (hi - middle)
+
+
+def _wider(law: Law, level: float) -> float:
+    return float(stdtrit(law.dof, 0.5 + level / 2) / ndtri(0.5 + level / 2))
 
 
 def delta_interval(

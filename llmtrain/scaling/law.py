@@ -20,7 +20,7 @@ from llmtrain.scaling.huber import inside, psi
 from llmtrain.scaling.replicates import Replicates
 
 _ENOUGH = 4  # points inside delta a parameter, for a Hessian of their own
-_LEAST = 0.05  # of 1 - leverage: a point that the law goes through says nothing of its own scatter
+LEAST_LEFT = 0.05  # of 1 - leverage: a point that the law goes through says nothing of its own scatter
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def law_of(
     variance = float((weight * force**2).sum() / spare)
     if known.enough and known.sigma is not None:
         variance = max(variance, known.sigma**2)
-    leverage = weight * np.einsum("np,pq,nq->n", jacobian, bread, jacobian)
-    scores = jacobian * (weight * force / np.sqrt(np.maximum(1 - leverage, _LEAST)))[:, None]
+    leverage = leverages(jacobian, weight)
+    scores = jacobian * (weight * force / np.sqrt(np.maximum(1 - leverage, LEAST_LEFT)))[:, None]
     if n_units < n:  # a unit's scores add up before they are squared
         together = np.zeros((n_units, jacobian.shape[1]))
         np.add.at(together, np.unique(unit, return_inverse=True)[1], scores)
@@ -139,6 +139,12 @@ def law_of(
         dof=max(1, min(spare, n_units - 1)),
         convention=convention,
     )
+
+
+def leverages(jacobian: Float[np.ndarray, "n p"], weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Of each point, the share of its own loss in what the law says there."""
+    bread = _inverse(jacobian.T @ (jacobian * weight[:, None]))
+    return np.asarray(weight * np.einsum("np,pq,nq->n", jacobian, bread, jacobian))
 
 
 def _inverse(normal: Float[np.ndarray, "p p"]) -> Float[np.ndarray, "p p"]:

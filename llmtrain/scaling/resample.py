@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from llmtrain.scaling.estimate import Estimate, Problem
+from llmtrain.scaling.law import LEAST_LEFT, leverages
 from llmtrain.scaling.newton import Data
 
 FEW_UNITS = 10  # below it, resampling units leaves out too many of them
@@ -15,6 +16,7 @@ _SPARE_UNITS = 2  # more than there are parameters: what the signs of residuals 
 _WEBB = np.sqrt([0.5, 1.0, 1.5, 0.5, 1.0, 1.5]) * np.repeat([-1.0, 1.0], 3)
 
 How = Literal["pairs", "wild", "parametric", "none"]
+FEW = ("wild", "parametric")  # for few units
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,26 @@ def draw(
         return from_counts(problem, found, loss, weight, unit_counts(rng, len(names), count)[:, code])
     values = problem.values(found.theta[None])[0]
     if how == "wild":
-        noise = rng.choice(_WEBB, (count, len(names)))[:, code] * found.residuals
+        spread = spread_residuals(problem, found, weight, len(names))
+        noise = rng.choice(_WEBB, (count, len(names)))[:, code] * spread
     else:
         sigma = max(replicate_sigma or 0.0, _residual_sigma(problem, found))
         noise = sigma * rng.standard_normal((count, len(names)))[:, code]
     losses = values * np.exp(noise) if problem.log else values + noise
     return _solved(problem, found, Data(losses, np.broadcast_to(weight, losses.shape)), how)
+
+
+def spread_residuals(
+    problem: Problem, found: Estimate, weight: Float[np.ndarray, " n"], n_units: int
+) -> Float[np.ndarray, " n"]:
+    """Residuals as wide as the noise (HC2): the fit has drawn each to itself by its leverage.
+
+    Of points that share units, as wide as few units need it, too.
+    """
+    jacobian = problem.jacobian(found.theta)
+    left = np.maximum(1 - leverages(jacobian, weight / weight.mean()), LEAST_LEFT)
+    few = n_units / (n_units - 1) if n_units < len(weight) else 1.0
+    return np.asarray(found.residuals * np.sqrt(few / left))
 
 
 def unit_counts(rng: np.random.Generator, n_units: int, count: int) -> Float[np.ndarray, "R u"]:
