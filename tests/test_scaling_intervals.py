@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmtrain.scaling import Method, fit
+from llmtrain.scaling import Columns, Method, fit, predict, read_fit
 from llmtrain.scaling.backtest import backtest
 from llmtrain.scaling.profile import profile_of_offset
+from llmtrain.scaling.replicates import replicates
 from llmtrain.scaling.simulate import simulate
+from llmtrain.scaling.study import Study, judge
 from planted import LAWS, planted, points
 
 # the quickstart's sweep: its budgets, sizes and seeds, and the run that is held out
@@ -140,3 +142,47 @@ def test_eight_runs_resampled_by_signs_cover_as_they_say() -> None:
         alpha = found.parameters["alpha"]
         inside.append(alpha.lo <= LAWS["power"]["alpha"] <= alpha.hi)
     assert np.mean(inside) >= 0.85
+
+
+def ladder(trunks: int, seeds: int = 1):
+    """Trunks of one size each, with five branches; their noise is the trunk's."""
+    n = np.geomspace(1e7, 1e9, trunks)
+    ratio = np.geomspace(5, 160, 5)
+    x = {"n": np.tile(np.repeat(n, 5), seeds), "d": np.tile((n[:, None] * ratio).reshape(-1), seeds)}
+    made = planted("chinchilla", LAWS["chinchilla"], x | {"c": 6 * x["n"] * x["d"]}, noise=0.001)
+    unit = np.arange(trunks * seeds).repeat(5)
+    shift = 0.005 * np.random.default_rng(1).standard_normal(trunks * seeds)
+    return replace(made, loss=made.loss * np.exp(shift[unit]), unit=unit, unit_name="trunk")
+
+
+@pytest.mark.parametrize("form", ["chinchilla", "power", "isoflop"])
+def test_few_trunks_have_no_interval_and_say_why(form: str, tmp_path) -> None:
+    made = ladder(4)
+    if form == "isoflop":  # curves of one budget, whose sizes are the same four trunks
+        made = replace(
+            points("chinchilla", noise=0.003), unit=np.tile(np.arange(15) // 4, 5), unit_name="trunk"
+        )
+    for count in (0, 100):
+        found = fit(made, Method(form=form, bootstrap=count))
+        assert all(i.lo is None and i.hi is None and i.se is None for i in found.parameters.values())
+        assert all(best.loss.lo is None and (best.n is None or best.n.lo is None) for best in found.best)
+    judged = judge(found)
+    assert [c.value for c in judged.cautions if c.name == "no interval"] == [4]
+    Study([judged], [], Columns()).write(tmp_path)
+    assert "no intervals: 4 trunks" in predict(tmp_path, flops=1e20).plain["warnings"][0]
+    assert read_fit(tmp_path).best_at(1e20).loss.lo is None
+
+
+def test_trunks_enough_or_with_three_seeds_have_intervals() -> None:
+    for made, how in ((ladder(7), "wild"), (ladder(3, seeds=3), "parametric")):
+        found = fit(made, Method(bootstrap=50))
+        assert found.draws.how == how
+        assert found.parameters["alpha"].lo is not None
+
+
+def test_branches_add_no_degrees_of_freedom_to_the_replicates() -> None:
+    made = ladder(2, seeds=3)
+    known = replicates(made, log=True)
+    assert (known.dof, known.spare, known.largest) == (4, 20, 3)
+    alone = replicates(replace(made, unit=np.arange(30)), log=True)
+    assert (alone.dof, alone.sigma) == (20, pytest.approx(known.sigma))

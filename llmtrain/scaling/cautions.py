@@ -12,6 +12,7 @@ from llmtrain.scaling.fit import Fit
 from llmtrain.scaling.flops import is_trusted
 from llmtrain.scaling.huber import mad_sigma
 from llmtrain.scaling.profile import Profile
+from llmtrain.scaling.resample import units_wanted
 
 _POINTS_A_PARAMETER = 3
 _BUDGETS = 4
@@ -56,7 +57,14 @@ def _of_data(found: Fit) -> Iterator[Caution]:
             limit,
             f"{fitted} {'optima' if found.lines else 'points'} for {p} parameters; {limit} would say more",
         )
-    if found.law.dof < _DEGREES and not found.known.enough:
+    if found.draws.how == "withheld":
+        limit, unit = units_wanted(p), points.unit_name
+        text = (
+            f"no intervals: {points.n_units} {unit}s do not tell how {unit}s scatter, whatever runs share them; take "
+            f"{limit} {unit}s, or three seeds of one"
+        )
+        yield Caution("no interval", points.n_units, limit, text)
+    elif found.law.dof < _DEGREES and not found.known.enough:
         text = (
             f"intervals rest on {found.law.dof} degrees of freedom and no replicates: by luck they may be far too "
             "narrow; train two seeds of some cells"
@@ -202,9 +210,9 @@ def lack_of_fit(found: Fit) -> float:
     """The F-test's p of residuals no larger than replicates' scatter allows."""
     known, spare = found.known, len(found.points) - (len(found.law.form.parameters) - len(found.law.fixed))
     assert known.sigma is not None
-    pure = known.sigma**2 * known.dof
+    pure = known.sigma**2 * known.spare
     lack = max(0.0, float((found.found.residuals**2).sum()) - pure)
-    dof = spare - known.dof
+    dof = spare - known.spare
     return float(fdtrc(dof, known.dof, lack / dof / known.sigma**2)) if dof > 0 else 1.0
 
 

@@ -19,7 +19,7 @@ from llmtrain.scaling.optima import Optima, envelope_optima, isoflop_optima
 from llmtrain.scaling.points import Points, without_highest_loss
 from llmtrain.scaling.regression import Line, line
 from llmtrain.scaling.replicates import Replicates, replicates
-from llmtrain.scaling.resample import NO_DRAWS, Draws, draw, how_to_resample
+from llmtrain.scaling.resample import NO_DRAWS, WITHHELD, Draws, How, draw, how_to_resample
 
 _ANY_FLOPS = 1e18
 _BUDGETS_FOR_OFFSET = 5  # optima that a power law with offset needs, or E is 0
@@ -41,7 +41,7 @@ class Fit:
 
     def best_at(self, flops: float) -> Best:
         if self.lines:
-            return best_on_lines(self.lines, self.law, flops, self.method.level)
+            return best_on_lines(self.lines, self.law, self.draws, flops, self.method.level)
         return best_at(self.law, self.draws, flops, self.method.level)
 
 
@@ -52,7 +52,7 @@ def fit(points: Points, method: Method) -> Fit:
         return _two_stage(given, points, method)
     problem, found, points = point_fit(points, method)
     known, law = _law(problem, found, points)
-    how = how_to_resample(points.n_units, problem.n_free, known.largest)
+    how = _how(points, problem, known)
     draws = draw(
         problem,
         found,
@@ -67,6 +67,11 @@ def fit(points: Points, method: Method) -> Fit:
     named = _named(law, draws, method)
     best = tuple(best_at(law, draws, flops, method.level) for flops in flops_of_interest(points, method))
     return Fit(method, given, points, law, found, draws, known, named, best)
+
+
+def _how(points: Points, problem: Problem, known: Replicates) -> How:
+    shared = points.n_units < len(points)
+    return how_to_resample(points.n_units, problem.n_free, known.largest, shared=shared)
 
 
 def fit_law(points: Points, method: Method) -> Law:
@@ -163,13 +168,16 @@ def _two_stage(given: Points, points: Points, method: Method) -> Fit:
     found = estimate(problem, loss, ones, method.delta)
     law = law_of(problem, found, ones, np.arange(len(c)), known, points.convention)
     level = method.level
+    draws = WITHHELD if _how(points, problem, known) == "withheld" else NO_DRAWS
+    if draws is WITHHELD:
+        lines = (replace(lines[0], dof=0), replace(lines[1], dof=0))
     named = {
         "a": lines[0].exponent(level),
         "b": lines[1].exponent(level),
         "N_1": Interval(lines[0].coefficient, None, None, None),  # N* = N_1 C^a
         "D_1": Interval(lines[1].coefficient, None, None, None),
     }
-    named |= _named(law, NO_DRAWS, by_compute)
-    best = tuple(best_on_lines(lines, law, flops, level) for flops in flops_of_interest(points, method))
+    named |= _named(law, draws, by_compute)
+    best = tuple(best_on_lines(lines, law, draws, c, level) for c in flops_of_interest(points, method))
     points = replace(points, excluded=points.excluded + optima.excluded)
-    return Fit(method, given, points, law, found, NO_DRAWS, known, named, best, optima, lines)
+    return Fit(method, given, points, law, found, draws, known, named, best, optima, lines)

@@ -27,9 +27,12 @@ def intervals(
     """Percentiles of the resamples where there are some, else the delta method with Student's t.
 
     Percentiles of few units' resamples are the normal's, whose noise is as well known as that of many: their distance
-    from the median grows by t over z. ``ratio``: positive quantities, whose delta interval is symmetric in the logarithm.
+    from the median grows by t over z. Where resamples are withheld there is no interval. ``ratio``: positive
+    quantities, whose delta interval is symmetric in the logarithm.
     """
     values = {name: float(v[0]) for name, v in of(law.theta[None]).items()}
+    if draws.how == "withheld":
+        return {name: Interval(value, None, None, None) for name, value in values.items()}
     if len(draws.theta):
         wider = _wider(law, level) if draws.how in FEW else 1.0
         found = {}

@@ -105,6 +105,12 @@ def _plain(
     best: dict[str, Any],
 ) -> dict[str, Any]:
     warnings = []
+    if saved.draws.how == "withheld":
+        units, unit = saved.plain["n_units"], saved.plain["unit"]
+        warnings.append(
+            f"the fit states no intervals: {units} {unit}s do not tell how {unit}s scatter, and these two are too "
+            "narrow to be relied on"
+        )
     if beyond is not None and beyond > 10:
         warnings.append(
             f"{beyond:.3g} times the FLOPs of the largest run fitted: beyond 10 the interval is not to be relied on"

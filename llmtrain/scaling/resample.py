@@ -15,7 +15,7 @@ _SPARE_UNITS = 2  # more than there are parameters: what the signs of residuals 
 # six weights of mean 0 and variance 1 (Webb 2023, doi:10.1111/caje.12661), for few clusters
 _WEBB = np.sqrt([0.5, 1.0, 1.5, 0.5, 1.0, 1.5]) * np.repeat([-1.0, 1.0], 3)
 
-How = Literal["pairs", "wild", "parametric", "none"]
+How = Literal["pairs", "wild", "parametric", "none", "withheld"]
 FEW = ("wild", "parametric")  # for few units
 
 
@@ -27,15 +27,27 @@ class Draws:
 
 
 NO_DRAWS = Draws("none", np.empty((0, 0)))
+WITHHELD = Draws("withheld", np.empty((0, 0)))  # no interval by another method either
 
 
-def how_to_resample(n_units: int, n_free: int, replicates: int) -> How:
-    """Whole units from ten on; below, replicates' sd where three tell it, or residuals' signs; else no interval."""
+def units_wanted(n_free: int) -> int:
+    """Of independent units, for an interval without replicates."""
+    return n_free + _SPARE_UNITS
+
+
+def how_to_resample(n_units: int, n_free: int, replicates: int, *, shared: bool = False) -> How:
+    """Whole units from ten on; below, replicates' sd where three tell it, or residuals' signs; else none at all.
+
+    Then runs have the delta method still. Where points share units (branches of a trunk) that would take their number
+    for that of the units, and the interval is withheld.
+    """
     if n_units >= FEW_UNITS:
         return "pairs"
     if replicates >= 3:
         return "parametric"
-    return "wild" if n_units >= n_free + _SPARE_UNITS else "none"
+    if n_units >= units_wanted(n_free):
+        return "wild"
+    return "withheld" if shared else "none"
 
 
 def draw(
@@ -52,6 +64,8 @@ def draw(
 ) -> Draws:
     rng = np.random.default_rng(seed)
     names, code = np.unique(unit, return_inverse=True)
+    if how == "withheld":
+        return WITHHELD
     if how == "none" or count == 0:
         return NO_DRAWS
     if how == "pairs":

@@ -22,7 +22,7 @@ from llmtrain.scaling.law import Law, Sigma
 from llmtrain.scaling.optima import Optimum
 from llmtrain.scaling.points import About
 from llmtrain.scaling.regression import Line
-from llmtrain.scaling.resample import NO_DRAWS
+from llmtrain.scaling.resample import NO_DRAWS, WITHHELD, Draws
 from llmtrain.scaling.seen import fitted_rows
 
 NAME = "fit.json"
@@ -73,6 +73,8 @@ def plain_fit(found: Fit) -> dict[str, Any]:
 
 
 def _how(found: Fit) -> str:
+    if found.draws.how == "withheld":
+        return found.draws.how
     if found.lines:
         return "regression through the optima, or noise on the curves where it scatters them further"
     return found.draws.how if len(found.draws.theta) else "delta method"
@@ -169,8 +171,13 @@ class Saved:
 
     def best_at(self, flops: float) -> Best:
         if self.lines:
-            return best_on_lines(self.lines, self.law, flops, self.level)
-        return best_at(self.law, NO_DRAWS, flops, self.level)
+            return best_on_lines(self.lines, self.law, self.draws, flops, self.level)
+        return best_at(self.law, self.draws, flops, self.level)
+
+    @property
+    def draws(self) -> Draws:
+        """None are kept; whether intervals are withheld is."""
+        return WITHHELD if self.plain["resampling"]["how"] == WITHHELD.how else NO_DRAWS
 
 
 def read_fit(folder: str | Path, series: str | None = None) -> Saved:

@@ -151,7 +151,9 @@ def _compute(fit: Fit) -> np.ndarray:
 
 
 def _along(fit: Fit, at: np.ndarray) -> list[Best]:
-    return [fit.best_at(float(c)) for c in at] if fit.lines else best_along(fit.law, at, fit.method.level)
+    if fit.lines or fit.draws.how == "withheld":
+        return [fit.best_at(float(c)) for c in at]
+    return best_along(fit.law, at, fit.method.level)
 
 
 def _shade(axis, at: np.ndarray, series: list[Interval], colour: str) -> None:  # type: ignore[no-untyped-def]
