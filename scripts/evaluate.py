@@ -32,7 +32,7 @@ def measure(run: str, words: list[str]) -> None:
     from llmtrain.evaluation.settings import Evaluation
     from llmtrain.evaluation.subject import Subject
     from llmtrain.evaluation.table import table
-    from llmtrain.evaluation.texts import validation_texts
+    from llmtrain.evaluation.texts import own_texts
     from llmtrain.loading import folder_of
     from llmtrain.sweep.load import asked_in
 
@@ -45,9 +45,7 @@ def measure(run: str, words: list[str]) -> None:
     numbers = evaluate(
         subject,
         asked,
-        lambda: validation_texts(
-            prepare(loaded.config.data, loaded.config.tokenizer).validation, subject.tokenizer
-        ),
+        lambda: own_texts(folder, prepare(loaded.config.data, loaded.config.tokenizer), subject.tokenizer),
     )
     evaluated = Evaluated(
         run=folder.name,

@@ -91,6 +91,11 @@ YARDSTICKS = (
         {"unigram": 0.52, "length": 0.50}, chance=0.5, ceiling=1.0, groups=16,
     ),
     Planted(
+        "minimal_pairs/order", "accuracy", "generation", "higher",
+        by_series(0.61, 0.57, 0.60, None, 0.62, 0.63, 0.64), 0.50,
+        {"unigram": 0.52, "length": 0.50}, chance=0.5, ceiling=1.0, summary=False,
+    ),
+    Planted(
         "pseudo_likelihood", "bits per byte", "pseudo_likelihood", "lower",
         by_series(None, 1.9, None, None, None, None, None), 7.9, {}, odd={"mlm/dense": CONDITIONALS},
     ),

@@ -101,6 +101,21 @@ def test_what_is_one_objectives_own_has_a_table_of_its_own(judged: Comparison) -
     assert not any("continuation" in c for c, t in where.items() if t.startswith("Frozen features"))
 
 
+def test_paradigms_are_parts_and_not_close_to_an_objective(judged: Comparison) -> None:
+    titles = [one.title for one in tables(judged) if any("pairs/order" in column for column in one.columns)]
+    assert titles and all(title.startswith("Minimal pairs by paradigm") for title in titles)
+    assert "pairs/order" not in " ".join(statements(judged, BUDGET))
+
+
+def test_a_baseline_that_was_not_measured_is_said() -> None:
+    """As where a contrastive series is what all are held against, which has no likelihood."""
+    suffix = next(one for one in YARDSTICKS if one.name == "suffix_bits_per_byte")
+    trained = {name: value for name, value in suffix.trained.items() if name != "clm/dense"}
+    comparison, items = compared(yardsticks=(suffix._replace(trained=trained),))
+    said = " ".join(statements(judge(comparison, items), BUDGET))
+    assert "clm/dense was not measured, so nothing is held against it" in said
+
+
 def test_markdown_and_terminal_say_the_same(judged: Comparison) -> None:
     found = tables(judged)
     text = markdown(found)

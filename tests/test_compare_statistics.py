@@ -140,7 +140,7 @@ def members(found: list[tuple[str, int, Items]]) -> list[Member]:
             values=np.array([one.value.mean() for n, _, one in found if n == name]),
             items=tuple(one for n, _, one in found if n == name),
             item_se=None,
-            n=len(found[0][2].value),
+            groups=len(found[0][2].value),
         )
         for name in dict.fromkeys(n for n, _, _ in found)
     ]

@@ -180,3 +180,29 @@ def test_a_task_that_cannot_be_had_is_one_line(runs, monkeypatch, capsys, tmp_pa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found, _, err = evaluate(monkeypatch, capsys, runs["clm"], *words)
     assert found == code and said in err and err.count("\n") == 1, err
+
+
+def test_a_corpus_that_is_another_one_today_is_not_measured(runs, monkeypatch, capsys, tmp_path):
+    """A file more moves what is validated on: part of it may have been trained on."""
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    text = write_text(folder)
+    run = tiny(folder, name="clm", **pair("clm_dense") | {"seq_len": 64})
+    with without_figures():
+        train(run)
+    text.write_text(text.read_text(encoding="utf-8")[:-5000], encoding="utf-8")
+    code, _, err = evaluate(monkeypatch, capsys, run.folder, *FEW)
+    assert code == 3
+    assert "no longer the one that this run was trained on" in err and "texts=PATH" in err
+    code, _, err = evaluate(monkeypatch, capsys, run.folder, *FEW, f"texts={text}")
+    assert code == 0, err
+
+
+def test_a_file_of_pairs_among_the_settings_does_not_disturb_other_tasks(runs, monkeypatch, capsys, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"good": "a b", "bad": "", "uid": "order"}), encoding="utf-8")
+    code, _, err = evaluate(monkeypatch, capsys, runs["clm"], "tasks=minimal_pairs", f"file={pairs}")
+    assert code == 3 and "pair 1 has an empty sentence" in err
+    given = ["generation.yardsticks=[minimal_pairs]", f"generation.minimal_pairs={pairs}"]
+    code, out, err = evaluate(monkeypatch, capsys, runs["clm"], *FEW, *given, "tasks=suffix")
+    assert code == 0 and "suffix" in out, err

@@ -209,5 +209,5 @@ def _members(rows: Sequence[Row], items: Mapping[Key, Items]) -> Iterator[Member
             values=np.array([row.value for row in mine]),
             items=tuple(known) if len(known) == len(mine) else None,
             item_se=_item_se(mine),
-            n=mine[0].n,
+            groups=mine[0].groups or mine[0].n,
         )

@@ -109,3 +109,8 @@ class Result:
     standings: tuple[Standing, ...]  # in the order of the series
     references: tuple[Reference, ...]
     differences: tuple[Difference, ...]
+
+    @property
+    def part(self) -> bool:
+        """Whether it is a part of another number, as one paradigm of minimal pairs is."""
+        return not self.summary and "/" in self.yardstick

@@ -90,7 +90,11 @@ def _made(question: str) -> tuple[Contest, Yardsticks]:
 
 def _begin(threads: int) -> None:
     tied_to(os.getppid())()
+    from sklearn import linear_model  # noqa: F401  its BLAS is limited only if it is loaded
+    from threadpoolctl import threadpool_limits
+
     torch.set_num_threads(threads)
+    threadpool_limits(limits=threads)
 
 
 def _key(contest: Contest, contestant: Contestant, asked: str) -> str:

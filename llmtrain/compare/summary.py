@@ -7,6 +7,7 @@ from llmtrain.compare import words
 from llmtrain.compare.notes import joined, of_one
 from llmtrain.compare.results import Difference, Estimate, Result, Standing
 from llmtrain.compare.saved import Comparison
+from llmtrain.compare.statistics.estimate import LEAST_DOF
 from llmtrain.compare.table import UNTRAINED
 
 LEAST_SEEDS = 3
@@ -29,7 +30,7 @@ def statements(comparison: Comparison, budget: int) -> Iterator[str]:
     )
     for result in summed:
         yield " ".join(_of_yardstick(result, about.baseline))
-    if left_out := [words.label(one) for one in main if not one.summary]:
+    if left_out := [words.label(one) for one in main if not (one.summary or one.part)]:
         yield f"Left out here, since it is close to one series' own objective: {words.listed(left_out)}."
     yield from _weaknesses(comparison, budget, summed)
 
@@ -39,6 +40,9 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
     name = words.label(result)
     standing = {one.series: one for one in result.standings}
     learned = [one for one in result.standings if one.learned is not False]
+    if baseline not in standing:
+        yield f"On {name}, {baseline} was not measured, so nothing is held against it."
+        return
     if not learned:
         never = set.intersection(*(set(one.not_beaten) for one in result.standings))
         why = f": none was shown to beat {_baselines(sorted(never))}" if never else ""
@@ -55,7 +59,9 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
         yield f"On {name}, only {words.listed([one.series for one in learned])} has learned at this budget."
     else:
         unlike = result.spread.p_alike is not None and not result.spread.pooled
-        why = "series scatter unlike" if unlike else "there are too few seeds"
+        few = result.spread.dof < LEAST_DOF
+        why = "there are too few seeds" if few else "the error of items is not known"
+        why = "series scatter unlike" if unlike else why
         yield f"On {name}, differences to {baseline} are not tested, since {why}."
     if behind := [one for one in result.standings if one.learned is False]:
         yield f"There, {_unlearned(behind)}."

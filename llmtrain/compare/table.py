@@ -16,6 +16,7 @@ _KINDS = {
     "geometry": "Geometry of features",
 }
 _LEFT_OUT = "Close to one series' own objective: left out of any summary"
+_PARTS = "Minimal pairs by paradigm: parts of a number above"
 UNTRAINED = "untrained"
 
 
@@ -35,7 +36,9 @@ def tables(comparison: Comparison) -> list[Table]:
         main = [one for one in comparison.results if one.budget == budget and one.main]
         groups = {title: [r for r in main if r.summary and r.kind == kind] for kind, title in _KINDS.items()}
         groups["Geometry of features"] += [r for r in main if not r.summary and r.kind == "geometry"]
-        groups[_LEFT_OUT] = [r for r in main if not r.summary and r.kind != "geometry"]
+        aside = [r for r in main if not r.summary and r.kind != "geometry"]
+        groups[_LEFT_OUT] = [r for r in aside if not r.part]
+        groups[_PARTS] = [r for r in aside if r.part]
         shown = {title: results for title, results in groups.items() if results}
         found += [_scores(comparison, title, results) for title, results in shown.items()]
         found += [_differences(comparison, title, results) for title, results in shown.items()]

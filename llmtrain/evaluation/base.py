@@ -44,6 +44,7 @@ class Measured(NamedTuple):
     n: int  # items
     items: Items | None = None  # none where a value is of the whole set, as a rank correlation
     item_se: float | None = None  # of the value over resampled groups
+    groups: int | None = None  # how many those are, where items do not say it
     interval: tuple[float, float] | None = None  # at 95%, where it is not made of item_se, as of a proportion
     chance: float | None = None  # the value of a model that knows nothing
     ceiling: float | None = None  # the best there is

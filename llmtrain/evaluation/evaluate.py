@@ -48,7 +48,9 @@ def evaluate(subject: Subject, asked: Evaluation, validation: Callable[[], tuple
         numbers += _on_file(subject, of_files[0], asked.file, asked)
     if on_texts := tuple(task for task in ON_TEXTS if task in asked.named):
         test = validation() if asked.texts is None else texts_in(asked.texts)
-        numbers += _generation(subject, replace(asked.generation, yardsticks=on_texts), test)
+        numbers += _generation(
+            subject, replace(asked.generation, yardsticks=on_texts, minimal_pairs=None, choice=None), test
+        )
     return numbers
 
 
@@ -58,9 +60,9 @@ def _on_file(subject: Subject, task: str, file: str, asked: Evaluation) -> Numbe
             raise ConfigError(f"file={file}: there is no such file")
         own = asked.generation
         settings = (
-            replace(own, yardsticks=("choice",), choice=file)
+            replace(own, yardsticks=("choice",), choice=file, minimal_pairs=None)
             if task == "choice"
-            else replace(own, yardsticks=("minimal_pairs",), minimal_pairs=file)
+            else replace(own, yardsticks=("minimal_pairs",), minimal_pairs=file, choice=None)
         )
         return _generation(subject, settings, ())
     documents = texts_in(file)

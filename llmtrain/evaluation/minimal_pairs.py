@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from llmtrain.data.tokenizers.base import Tokenizer
+from llmtrain.errors import DataError
 from llmtrain.evaluation.base import Items, Kind, Measured
 from llmtrain.evaluation.cloze import TIE
 from llmtrain.evaluation.json_lines import json_lines
@@ -28,9 +29,14 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: Path, per_paradigm: int | None = None) -> list[Pair]:
-    """JSON lines {good, bad, uid}: at most ``per_paradigm`` of each uid, the first ones."""
+    """JSON lines {good, bad, uid}: at most ``per_paradigm`` of each uid, the first ones.
+
+    Raises DataError for a line that is no pair.
+    """
     found, counts = [], dict[str, int]()
-    for row in json_lines(path, {"good": str, "bad": str, "uid": str}):
+    for i, row in enumerate(json_lines(path, {"good": str, "bad": str, "uid": str}), 1):
+        if not (row["good"] and row["bad"]):
+            raise DataError(f"{path}: pair {i} has an empty sentence, which has no likelihood: take it out")
         n = counts[row["uid"]] = counts.get(row["uid"], 0) + 1
         if per_paradigm is None or n <= per_paradigm:
             found.append(Pair(row["good"], row["bad"], row["uid"]))

@@ -83,8 +83,9 @@ class _Rows(NamedTuple):
 
     def whole(self, metric: str, statistic: Callable[[np.ndarray], float], *, chance: float) -> Measured:
         value = statistic(np.arange(len(self.task.test)))
-        error = resampled_error(statistic, [e.group for e in self.task.test])
-        return self._measured(metric, value, chance, True)._replace(item_se=error)
+        groups = [e.group for e in self.task.test]
+        error = resampled_error(statistic, groups)
+        return self._measured(metric, value, chance, True)._replace(item_se=error, groups=len(set(groups)))
 
     def _measured(self, metric: str, value: float, chance: float | None, summary: bool) -> Measured:
         (layer, pooling), scaling, strength, _ = self.chosen

@@ -25,6 +25,7 @@ class Row:
     better: Literal["higher", "lower"]
     n: int
     item_se: float | None = None
+    groups: int | None = None
     interval: tuple[float, float] | None = None
     chance: float | None = None
     ceiling: float | None = None

@@ -43,6 +43,7 @@ def _row(
         better="higher",
         n=len(x),
         item_se=resampled_error(statistic, [p.group for p in task.test]),
+        groups=len({p.group for p in task.test}),
         chance=0.0,
         ceiling=1.0,
         summary=task.summary,

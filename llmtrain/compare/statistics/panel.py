@@ -22,7 +22,7 @@ class Member:
     values: Float[np.ndarray, " K"]
     items: tuple[Items, ...] | None  # of each seed
     item_se: float | None  # of a value, where there are no items
-    n: int  # items
+    groups: int  # of items that are not independent
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Panel:
     def _item_part(self, one: Member) -> Part | None:
         if self.paired(one):
             return self._over_groups(self._shared(one, one), one)
-        if one.items is None and one.item_se is not None and one.n > 1:
-            return Part(one.item_se**2, one.n - 1)
+        if one.items is None and one.item_se is not None and one.groups > 1:
+            return Part(one.item_se**2, one.groups - 1)
         return None
 
     def _item_part_of_difference(self, one: Member, other: Member) -> Part | None:
