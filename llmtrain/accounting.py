@@ -10,7 +10,7 @@ import torch
 
 from llmtrain.errors import ConfigError
 from llmtrain.nn.base import Extent, Flops, MLPModule
-from llmtrain.nn.model import Model, ModelConfig
+from llmtrain.nn.model import Model, ModelConfig, TokenHead
 from llmtrain.objectives.base import Objective
 from llmtrain.types import Visibility
 
@@ -26,6 +26,10 @@ class Size(NamedTuple):
     head: int  # what the objective adds, where it is not the embedding's table
     active: int  # what one token uses: the total without the experts that it does not go to
     non_embedding: int  # total - embedding
+
+
+class PooledSize(Size):
+    """Of a model whose head pools, and reads no tokens out: then the input table is no head, though it has none."""
 
 
 def meta_model(cfg: ModelConfig, objective: Objective, vocab_size: int) -> Model:
@@ -47,7 +51,8 @@ def size_of(model: Model) -> Size:
         if isinstance(module, MLPModule):
             own = dict(module.named_parameters())
             idle += sum(own[name].numel() * (1 - share) for name, share in module.active_fraction().items())
-    return Size(total, embedding, head, total - round(idle), total - embedding)
+    kind = Size if isinstance(model.head, TokenHead) else PooledSize
+    return kind(total, embedding, head, total - round(idle), total - embedding)
 
 
 def flops(
@@ -79,7 +84,8 @@ def flops_of(model: Model, objective: Objective, seq_len: int, batch_rows: int) 
 
 def without_table(size: Size) -> int:
     """Parameters without the input embedding's table, the head once: a tied table is the head."""
-    return size.non_embedding + (0 if size.head else size.embedding)
+    without = isinstance(size, PooledSize) or size.head
+    return size.non_embedding + (0 if without else size.embedding)
 
 
 def n_fit(size: Size) -> int:

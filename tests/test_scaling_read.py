@@ -117,6 +117,12 @@ def test_runs_count_parameters_without_the_input_table_and_the_head_once(tmp_pat
     assert sorted(other.x["n"]) == [100, 140, 500]
 
 
+def test_contrastive_runs_count_no_input_table_though_they_have_no_head(tmp_path: Path) -> None:
+    pooled = {"total": 100, "embedding": 40, "head": 0, "active": 100, "non_embedding": 60}
+    write(tmp_path, record("pairs", n=pooled, pairs=5))
+    assert read(tmp_path)[0].x["n"] == pytest.approx([60])
+
+
 def test_runs_that_did_not_finish_are_listed_and_never_fitted(tmp_path: Path) -> None:
     write(tmp_path, record("good"))
     write(tmp_path, record("wild", status="diverged"))

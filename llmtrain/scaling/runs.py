@@ -16,8 +16,8 @@ from llmtrain.typos import did_you_mean, nearest
 
 # parameters N in fits
 N_CONVENTIONS: dict[str, Callable[[RunRecord], int]] = {
-    # one token's parameters without the input table; a head tied to it counts once
-    "fit": lambda r: r.n.active - (r.n.embedding if r.n.head else 0),
+    # one token's parameters without the input table; a head tied to it counts once, and one that pools is not tied
+    "fit": lambda r: r.n.active - (r.n.embedding if r.n.head or r.pairs is not None else 0),
     "total": lambda r: r.n.total,
     "active": lambda r: r.n.active,
     "non_embedding": lambda r: r.n.non_embedding,
