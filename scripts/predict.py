@@ -17,8 +17,7 @@ def predict(words: list[str]) -> None:
 
     from llmtrain.scaling import predict, read_fit
     from llmtrain.scaling.arguments import Parser
-    from llmtrain.scaling.predict import NAME
-    from llmtrain.scaling.saved import write_json
+    from llmtrain.scaling.predict import seal
     from llmtrain.scaling.summary import predicted
 
     parser = Parser(description="Predict a run's loss from a fit, with its interval.", allow_abbrev=False)
@@ -31,11 +30,12 @@ def predict(words: list[str]) -> None:
         "--unique", type=float, help="unique tokens, for a fit of --form data_constrained; all by default"
     )
     parser.add_argument("--series", help="which, of a fit of several")
+    parser.add_argument("--out", metavar="DIR", help="where prediction.json goes (the fit's own folder)")
+    parser.add_argument("--force", action="store_true", help="write over another prediction that is there")
     args = parser.parse_args(words)
     saved = read_fit(args.fit, args.series)
     found = predict(saved, flops=args.flops, n=args.n, d=args.d, experts=args.experts, unique=args.unique)
-    path = Path(args.fit) / NAME
-    write_json(path, found.plain)
+    path = seal(Path(args.out) if args.out else saved.path.parent, found, force=args.force)
     print(predicted(found))
     print(path)
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from llmtrain.scaling.compare import compare
 from llmtrain.scaling.points import sha256_of
 from llmtrain.scaling.sensitivity import sensitivity
 from planted import LAWS, grid, planted, points
+from scripts.predict import predict as predict_command
 
 
 def saved(tmp_path: Path, made: Points, **method: object) -> Path:
@@ -47,6 +49,22 @@ def test_a_prediction_is_of_a_budget_or_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be above 0"):
         predict(folder, flops=-1.0)
     assert "beyond 10" in predict(folder, flops=1e24).plain["warnings"][0]
+
+
+def test_a_sealed_prediction_is_not_written_over(tmp_path: Path) -> None:
+    folder = str(saved(tmp_path, points("chinchilla", noise=0.003)))
+    predict_command([folder, "--flops", "1e21"])
+    sealed = (tmp_path / "prediction.json").read_text()
+    predict_command([folder + "/../" + tmp_path.name, "--flops", "1e21"])  # the same again is no other
+    with pytest.raises(
+        ConfigError, match=r"holds another prediction.*--out, or write over it with --force"
+    ) as caught:
+        predict_command([folder, "--flops", "2e21"])
+    assert "\n" not in str(caught.value)
+    assert json.loads((tmp_path / "prediction.json").read_text()) == json.loads(sealed) | {"fit": ANY}
+    predict_command([folder, "--flops", "2e21", "--out", str(tmp_path / "other")])
+    predict_command([folder, "--flops", "2e21", "--force"])
+    assert json.loads((tmp_path / "prediction.json").read_text())["flops"] == 2e21
 
 
 def test_a_law_without_an_optimum_predicts_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a fit says of a run that is not there yet."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from llmtrain.errors import ConfigError, NumbersError
 from llmtrain.scaling.frontier import has_optimum
 from llmtrain.scaling.law import Bands
-from llmtrain.scaling.saved import Saved, plain_best, read_fit
+from llmtrain.scaling.saved import Saved, as_json, plain_best, read_fit, write_json
 
 NAME = "prediction.json"
 
@@ -61,6 +62,31 @@ def predict(
     bands = saved.law.bands({k: np.array([v]) for k, v in x.items() if v is not None}, saved.level)
     beyond = flops / saved.most_flops if flops and saved.most_flops else None
     return Prediction(flops, n, d, bands, beyond, _plain(saved, flops, n, d, bands, beyond, best))
+
+
+def seal(folder: Path, found: Prediction, *, force: bool = False) -> Path:
+    """Write ``prediction.json``. Raises ConfigError where another one is: it was made before the runs that judge it."""
+    path = folder / NAME
+    if (
+        path.exists()
+        and not force
+        and _sealed(path.read_text("utf-8", "replace")) != _sealed(as_json(found.plain))
+    ):
+        raise ConfigError(
+            f"{path} holds another prediction, and what was predicted before its runs stays: give another folder "
+            "with --out, or write over it with --force"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, found.plain)
+    return path
+
+
+def _sealed(text: str) -> dict[str, Any] | None:
+    """What a prediction says, however the way to its fit is written; None for what is none."""
+    try:
+        return dict(json.loads(text)) | {"fit": None}
+    except (ValueError, TypeError):
+        return None
 
 
 def _best(saved: Saved, flops: float) -> tuple[float | None, float | None, dict[str, Any]]:

@@ -131,10 +131,12 @@ def _state(found: Fit) -> dict[str, Any]:
 def write_json(path: Path, plain: dict[str, Any]) -> None:
     """Whole or not at all; infinities as "inf", what is not a number as null."""
     partial = path.with_suffix(".tmp")
-    partial.write_text(
-        json.dumps(_finite(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    partial.write_text(as_json(plain), encoding="utf-8")
     partial.replace(path)
+
+
+def as_json(plain: dict[str, Any]) -> str:
+    return json.dumps(_finite(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
