@@ -212,3 +212,13 @@ def test_what_would_fail_after_training_is_refused_before(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         contest_of(home, **{key: value})
+
+
+def test_a_law_without_the_series_is_named_with_the_way_out(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "fit.json").write_text('{"version": 1, "series": {"dense": {}, "ssm": {}}}')
+    size = "{_target_: llmtrain.compare.settings.OwnOptimum, fits: " + str(tmp_path) + "}"
+    contest = contest_of(
+        home, series="{clm: [objective=clm], mlm: [objective=mlm]}", baseline="clm", size=size
+    )
+    with pytest.raises(ConfigError, match=r"has no series clm: give the comparison's series the names"):
+        sized(contest, series_of(contest, None), 1e12)

@@ -50,6 +50,7 @@ def about(
         corpus_fingerprint=prepared.fingerprint,
         tokenizer_hash=prepared.tokenizer.hash,
         held_out_files=len({document.file for split in texts for document in split}),
+        held_out_by=contest.held_out.texts.by,
         held_out_documents={name: len(split) for name, split in texts._asdict().items()},
         overlap=dict(overlap),
         device=first.device,

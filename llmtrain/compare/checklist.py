@@ -73,7 +73,7 @@ def _measured(comparison: Comparison) -> dict[str, str]:
     )
     documents = ", ".join(f"{count} {split}" for split, count in about.held_out_documents.items())
     return {
-        "held out": f"{about.held_out_files} files, never trained on; documents: {documents}"
+        "held out": f"{about.held_out_files} {about.held_out_by}s, never trained on; documents: {documents}"
         if about.held_out_files
         else "",
         "overlap with training": f"{dropped} items that share 50 characters were dropped"

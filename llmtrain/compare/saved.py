@@ -93,6 +93,7 @@ class About:
     corpus_fingerprint: str  # of what was trained on
     tokenizer_hash: str
     held_out_files: int
+    held_out_by: Literal["file", "document"] = "file"  # what held_out_files counts
     held_out_documents: dict[str, int]  # by split
     overlap: dict[str, Overlap] = field(default_factory=dict)  # by yardstick
     device: str

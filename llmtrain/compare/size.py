@@ -75,7 +75,14 @@ def sized(contest: Contest, series: Mapping[str, Series], budget: float) -> dict
 
 
 def _optimal(how: OwnOptimum, series: Series, budget: float) -> Sized:
-    n = predict(read_fit(how.fits, series.name), flops=budget).n
+    try:
+        law = read_fit(how.fits, series.name)
+    except ConfigError:
+        raise ConfigError(
+            f"comparison.size.fits={how.fits} has no series {series.name}: give the comparison's series the names that "
+            "they have there, or fit a sweep over these series"
+        ) from None
+    n = predict(law, flops=budget).n
     if n is None:
         raise ConfigError(
             f"comparison.size.fits={how.fits}: its form sets no size for {series.name}; fit another one"
