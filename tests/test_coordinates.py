@@ -65,7 +65,9 @@ def test_what_does_not_move_or_is_no_number_is_not_flat(bad):
         Moved(case, {1: {spot: value * bad for spot, value in by_step[1].items()}})
         for case, by_step in planted(0.0)
     ]
-    assert not any(kind.flat(0.1) for kind in kinds(curves(moved), "given", "width"))
+    found = kinds(curves(moved), "given", "width")
+    assert not any(kind.flat(0.1) for kind in found)
+    assert all(kind.steepest.se is None for kind in found)
 
 
 def runs_at(best: float, *, width: int = 64, rates: tuple[float, ...] = (1, 2, 4, 8, 16)) -> list[Ended]:
@@ -90,6 +92,12 @@ def test_a_run_that_went_wrong_counts_against_its_rate():
     (basin,) = basins(ended)
     assert basin.best == pytest.approx(0.004)
     assert basin.losses[-1] == (math.inf,)
+
+
+def test_two_rates_that_ended_well_leave_the_best_open():
+    ended = [e._replace(loss=math.nan) if e.lr != 0.002 and e.lr != 0.004 else e for e in runs_at(0.0031)]
+    (basin,) = basins(ended)
+    assert basin.best is None
 
 
 def test_octaves_are_factors_of_2_between_the_best_rates():

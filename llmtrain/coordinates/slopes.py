@@ -31,9 +31,10 @@ class Curve:
 
     @property
     def se(self) -> float | None:
-        """Of the slope, between seeds; none where there is one."""
+        """Of the slope, between seeds; none where there is one, or one that did not move."""
         slopes = self._slopes()
-        return statistics.stdev(slopes) / math.sqrt(len(slopes)) if len(slopes) > 1 else None
+        known = len(slopes) > 1 and all(map(math.isfinite, slopes))
+        return statistics.stdev(slopes) / math.sqrt(len(slopes)) if known else None
 
     def _slopes(self) -> list[float]:
         x = np.log(self.sizes)

@@ -38,6 +38,8 @@ class Basin:
             return None
         near = sorted(range(len(means)), key=lambda i: (abs(i - at), i))[:_NEAR]
         points = [(math.log(self.rates[i]), y) for i in near for y in self.losses[i] if math.isfinite(y)]
+        if len({x for x, _ in points}) < 3:
+            return None  # the others went wrong, and two rates leave a parabola open
         x, y = (np.array(column) for column in zip(*points, strict=True))
         middle = math.log(self.rates[at])
         curvature, slope, _ = np.polyfit(x - middle, y, 2)
