@@ -173,6 +173,14 @@ def test_series_of_other_scores_have_no_common_axis_and_of_other_corpora_no_comp
         compare(fit(first, Method(bootstrap=0)), fit(other, Method(bootstrap=0)))
 
 
+def test_series_of_a_form_without_flops_are_compared_by_exponents_alone() -> None:
+    first, second = (points("clark", noise=0.001, seed=seed) for seed in (0, 1))
+    named = replace(second, about=replace(second.about, series="second"))
+    found = study([first, named], Method(form="clark", bootstrap=0)).comparisons[0]
+    assert (found["multipliers"], found["reason"]) == ([], "form clark knows no FLOPs")
+    assert {one["name"] for one in found["exponents"]} == {"a", "b", "c"}
+
+
 def warned(made: Points, **method: object) -> dict[str, float]:
     found = fit(made, Method(bootstrap=0, **method))
     return {c.name: c.value for c in cautions(found, None, sensitivity(found))}

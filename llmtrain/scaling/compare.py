@@ -11,6 +11,7 @@ from scipy.special import stdtr, stdtrit
 from llmtrain.errors import DataError
 from llmtrain.scaling.best import lowest_loss
 from llmtrain.scaling.fit import Fit
+from llmtrain.scaling.frontier import knows_flops
 from llmtrain.scaling.intervals import intervals
 from llmtrain.scaling.law import Law
 
@@ -58,11 +59,15 @@ def compare(first: Fit, second: Fit) -> dict[str, Any]:
                 f"series {ours.series} and {theirs.series} have different {said} "
                 f"({getattr(ours, name)}; {getattr(theirs, name)}): they cannot be compared"
             )
-    same = all(getattr(ours, name) == getattr(theirs, name) for name in _SAME_SCORE)
+    reason = None
+    if any(getattr(ours, name) != getattr(theirs, name) for name in _SAME_SCORE):
+        reason = f"scores {ours.score} and {theirs.score} are not one axis"
+    elif blind := [f.law.form.name for f in (first, second) if not knows_flops(f.law.form)]:
+        reason = f"form {blind[0]} knows no FLOPs"
     return {
         "series": [ours.series, theirs.series],
-        "multipliers": [vars(m) for m in multipliers(first, second)] if same else [],
-        "reason": None if same else f"scores {ours.score} and {theirs.score} are not one axis",
+        "multipliers": [vars(m) for m in multipliers(first, second)] if reason is None else [],
+        "reason": reason,
         "exponents": [vars(d) for d in differences(first, second)],
     }
 

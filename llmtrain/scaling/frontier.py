@@ -30,6 +30,11 @@ def has_optimum(form: Form) -> bool:
     return {"n", "d"} <= set(form.needs)
 
 
+def knows_flops(form: Form) -> bool:
+    """Whether the law has a lowest loss at given FLOPs: by its optimum, or of compute alone."""
+    return has_optimum(form) or form.needs == ("c",)
+
+
 def optimum(
     form: Form,
     theta: Float[np.ndarray, "S p"],
