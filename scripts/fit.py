@@ -36,8 +36,8 @@ def fit(words: list[str]) -> None:
     if args.out is None and not Path(args.source).is_dir():
         raise ConfigError("give --out DIR, where the fit goes")
     out = Path(args.out) if args.out else Path(args.source) / "fit"
-    columns = columns_from(args)
-    done = study(read(args.source, columns), method_from(args), columns)
+    columns, method = columns_from(args), method_from(args)
+    done = study(read(args.source, columns), method, columns)
     done.write(out)
     print(summary(done))
     if not args.no_report:

@@ -3,15 +3,17 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llmtrain.errors import DataError, NumbersError
+from llmtrain.errors import ConfigError, DataError, NumbersError
 from llmtrain.scaling import Method, fit
 from llmtrain.scaling.forms import FORMS
 from llmtrain.scaling.resample import draw
 from planted import LAWS, planted, points, surface
+from scripts.fit import fit as fit_command
 
 
 def test_scaling_never_imports_torch() -> None:
@@ -177,3 +179,31 @@ def test_a_combination_that_is_open_is_refused() -> None:
     one = replace(made, x=made.x | {"experts": np.full(len(made), 8.0)})
     with pytest.raises(NumbersError, match="leave a combination of K, a, b, c open"):
         fit(one, Method(form="clark", fix={"E_start": 1.0, "E_max": np.inf}, bootstrap=0))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (["--fix", "E=-1"], "fix E=-1.0: what losses are made of must be 0 or more, and finite"),
+        (["--fix", "E=inf"], "fix E=inf: what losses are made of"),
+        (["--fix", "alpha=inf"], "fix alpha=inf: an exponent must be finite"),
+        (["--form", "clark", "--fix", "E_max=-3"], "fix E_max=-3.0: a shape must be above 0"),
+        (["--seed", "-1"], "seed=-1 must be 0 or more"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused_in_one_line(word: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fit_command(["runs.csv", "--loss", "loss", "--out", "fit", *word])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_series_that_cannot_be_fitted_is_named_with_the_way_out(tmp_path: Path) -> None:
+    made = points("power", noise=0.001)
+    rows = [f"good,{c},{y}" for c, y in zip(made.x["c"], made.loss, strict=True)] + ["bad,1e18,3.0"]
+    (tmp_path / "runs.csv").write_text("\n".join(["arch,c,loss", *rows]))
+    words = [str(tmp_path / "runs.csv"), "--c", "c", "--loss", "loss", "--series", "arch", "--form", "power"]
+    with pytest.raises(DataError, match=r"^series bad: 1 points cannot .* --where arch!=bad$"):
+        fit_command([*words, "--out", str(tmp_path), "--bootstrap", "0"])
+    fit_command([*words, "--out", str(tmp_path), "--bootstrap", "0", "--where", "arch!=bad", "--no-report"])
+    assert (tmp_path / "fit.json").exists()

@@ -38,7 +38,7 @@ class Method:
             raise ConfigError(f"delta={self.delta} must be above 0; inf is least squares")
         if not 0.5 <= self.level < 1:
             raise ConfigError(f"level={self.level} must be from .5 to below 1")
-        for name in ("drop_highest_loss", "drop_worst_residual", "bootstrap"):
+        for name in ("drop_highest_loss", "drop_worst_residual", "bootstrap", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
         if self.frontier_bins is not None and self.frontier_bins < 3:
@@ -53,3 +53,11 @@ class Method:
                 raise ConfigError(f"fix {name}={value}: give a number")
             if name in scaled and value != 0:
                 raise ConfigError(f"fix {name}={value}: coefficients are fitted; fix E, exponents or shapes")
+            if name in form.shapes and not value > 0:
+                raise ConfigError(f"fix {name}={value}: a shape must be above 0")
+            if name in form.coefficients and not 0 <= value < math.inf:
+                raise ConfigError(
+                    f"fix {name}={value}: what losses are made of must be 0 or more, and finite"
+                )
+            if name in form.exponents and math.isinf(value):
+                raise ConfigError(f"fix {name}={value}: an exponent must be finite")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config import to_plain
+from llmtrain.errors import UserError
 from llmtrain.scaling.backtest import backtest, compare_forms
 from llmtrain.scaling.cautions import Caution, cautions
 from llmtrain.scaling.columns import Columns
@@ -65,10 +66,24 @@ class Study:
 
 
 def study(series: list[Points], method: Method, columns: Columns | None = None) -> Study:
-    """Raises what ``fit`` raises, for the first series that cannot be fitted."""
-    judged = [judge(fit(points, method)) for points in series]
+    """Raises what ``fit`` raises, for the first series that cannot be fitted, and names it where there are others."""
+    columns = columns or Columns()
+    judged = []
+    for points in series:
+        try:
+            judged.append(judge(fit(points, method)))
+        except UserError as error:
+            if len(series) == 1:
+                raise
+            raise type(error)(f"series {points.about.series}: {error}; {_without(points, columns)}") from None
     pairs = [compare(a.fit, b.fit) for a, b in combinations(judged, 2) if "c" in a.fit.points.x]
-    return Study(judged, pairs, columns or Columns())
+    return Study(judged, pairs, columns)
+
+
+def _without(points: Points, columns: Columns) -> str:
+    if points.about.table:
+        return f"or fit the others with --where {columns.series}!={points.about.series}"
+    return "or fit the others one by one with --series"
 
 
 def judge(found: Fit) -> Judged:
