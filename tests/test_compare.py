@@ -3,6 +3,8 @@
 import json
 import sysconfig
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from llmtrain.compare.answer import answer
 from llmtrain.compare.load import contest_from
 from llmtrain.compare.question import planned, status
 from llmtrain.compare.saved import ITEMS, NAME, read_comparison
-from llmtrain.errors import DataError, NumbersError
+from llmtrain.errors import DataError, NumbersError, StorageError
 from llmtrain.record import RunRecord
 from pools import Forked, Here
 from runs import overrides, without_figures
@@ -118,6 +120,20 @@ def test_runs_of_two_corpora_are_not_compared(done: Path) -> None:
             run(done.parent, "a")
     finally:
         path.write_text(before)
+
+
+def test_a_process_that_is_killed_while_it_measures_ends_in_one_line(done: Path, monkeypatch: Any) -> None:
+    lost = sorted((done / "scores").glob("*seed1.json"))[0]
+    before = lost.read_text()
+    lost.unlink()
+    killed: Future[float] = Future()
+    killed.set_exception(BrokenProcessPool())
+    executor = Here()
+    monkeypatch.setattr(executor, "submit", lambda *_: killed)
+    contest = contest_from(words(done.parent, "a"))
+    with pytest.raises(StorageError, match="the same command goes on"):
+        answer(contest, planned(contest, startup=1.0), pool=Forked(), executor=executor)
+    lost.write_text(before)
 
 
 def test_another_file_of_labels_under_the_same_name_measures_every_model_anew(home: Path) -> None:

@@ -81,3 +81,17 @@ def test_a_name_that_is_neither_file_nor_data_set_is_refused():
         list(rows("trec"))
     with pytest.raises(DataError, match="cannot be read"):
         list(rows("nowhere.jsonl"))
+
+
+def test_a_field_of_a_table_may_be_longer_than_csv_allows_of_itself(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("text,label\n" + "a" * 200_000 + ",b\n")
+    assert [len(row["text"]) for row in rows(str(path))] == [200_000]
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "much"])
+def test_a_grade_that_is_no_number_is_refused(tmp_path, score):
+    path = tmp_path / "graded.csv"
+    path.write_text(f"s1,s2,score\na,b,{score}\n")
+    with pytest.raises(ConfigError, match=r"graded\.csv:1: score=.* is no number"):
+        similarity(Graded(name="a", dev=str(path), test=str(path)))

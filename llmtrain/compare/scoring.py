@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from llmtrain.compare.settings import Contest
 from llmtrain.compare.yardsticks import Yardsticks
 from llmtrain.compose import build
 from llmtrain.config import to_plain
+from llmtrain.errors import StorageError
 from llmtrain.evaluation.base import Measured
 from llmtrain.launch.processes import tied_to
 from llmtrain.sweep.pool import Local
@@ -50,7 +52,14 @@ def score(contest: Contest, those: Sequence[Contestant], executor: Executor, ask
         waiting = {executor.submit(measure, question, one, keys[one.id]): one.id for one in missing}
         try:
             for left, future in enumerate(as_completed(waiting), 1 - len(waiting)):
-                seconds = future.result()
+                try:
+                    seconds = future.result()
+                except BrokenProcessPool:
+                    raise StorageError(
+                        f"a process that measured {waiting[future]} was killed, perhaps for want of memory: "
+                        "what is measured is kept, and the same command goes on; with comparison.launch.workers=1 it "
+                        "takes less"
+                    ) from None
                 print(f"{waiting[future]}: measured, {duration(seconds)} ({-left} left)", flush=True)
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from llmtrain.evaluation.feature_settings import Graded, Labelled
 from llmtrain.evaluation.tasks import Classification, Example, Input, Pair, Similarity, at_most
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
+_LONGEST = 2**30  # bytes of a field: a document may be longer than csv's own 131,072
 _JSON = (".jsonl", ".json")
 _SHARES = {"dev": 0.15, "test": 0.25}  # of a set that names no such split
 
@@ -67,8 +69,11 @@ def _pairs(cfg: Graded, where: str) -> Iterator[Pair]:
             _field(row, name, where, number) for name in (cfg.first, cfg.second, cfg.score)
         )
         try:
-            yield Pair(str(number), str(number), str(first), str(second), float(score))
-        except ValueError:
+            graded = float(score)
+            if not math.isfinite(graded):
+                raise ValueError
+            yield Pair(str(number), str(number), str(first), str(second), graded)
+        except (TypeError, ValueError):
             raise ConfigError(f"{where}:{number}: {cfg.score}={score!r} is no number") from None
 
 
@@ -127,7 +132,11 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _table(path: Path, delimiter: str) -> Iterator[Mapping[str, Any]]:
     text = b"\n".join(line for _, line in lines(path)).decode("utf-8-sig", errors="replace")
-    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    csv.field_size_limit(_LONGEST)
+    try:
+        yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    except csv.Error as error:
+        raise DataError(f"{path}: not a table ({error}): mend it, or write JSON lines") from None
 
 
 def _hub(where: str) -> Iterable[Mapping[str, Any]]:
