@@ -4,7 +4,7 @@ Axes, everywhere: B rows, T positions, S source positions, D model width, H head
 V vocabulary, E experts.
 """
 
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,18 @@ class Row(NamedTuple):
     number: int = 0  # its address, for patterns and dropout: place in the run, or in the held-out rows
 
 
+class Script(IntEnum):
+    """What kind of character a token begins or ends with: where there are no spaces, its changes tell words."""
+
+    SPACE = 0  # or no character at all
+    LETTER = 1  # or a digit, of any alphabet
+    KANJI = 2
+    HIRAGANA = 3
+    KATAKANA = 4
+    SYMBOL = 5
+    PART = 6  # bytes that are no whole character
+
+
 class Vocab(NamedTuple):
     """What objectives and scores may know of a tokenizer: arrays over its ids."""
 
@@ -70,6 +82,7 @@ class Vocab(NamedTuple):
     n_bytes: np.ndarray  # [V] int32: UTF-8 bytes of raw text that a token stands for; 0 for reserved ids
     starts_word: np.ndarray  # [V] bool
     ends_sentence: np.ndarray  # [V] bool
+    scripts: np.ndarray | None = None  # [V, 2] uint8: Script of first and last character; None: no kana
 
 
 def visible(q: Seq, k: Seq) -> Bool[Tensor, "B T S"]:

@@ -16,8 +16,9 @@ from llmtrain.nn.model import Model, ModelConfig
 from llmtrain.objectives.base import Loss, Task
 from llmtrain.objectives.masked import MaskedBatch, MaskedLM
 from llmtrain.ops import backend
+from llmtrain.record import Score
 from llmtrain.scoring import HeldOut, score
-from llmtrain.types import BOS, IGNORE, MASK, NO_DOC, PAD, Row, Visibility, Vocab
+from llmtrain.types import BOS, IGNORE, MASK, NO_DOC, PAD, Row, Script, Visibility, Vocab
 from tests.tiny import ARCHS, DENSE, N_RESERVED, VOCAB, Uniform, batch_of, model_of, words
 
 MLM = MaskedLM()
@@ -30,6 +31,12 @@ VARIANTS = {
     "word_span": MaskedLM(unit="word", span=2.0, rate=0.4),
 }
 variants = pytest.mark.parametrize("mlm", VARIANTS.values(), ids=VARIANTS.keys())
+
+# every other word of the vocabulary is kanji at its ends, the others are kana
+JAPANESE = VOCAB._replace(
+    starts_word=np.zeros(VOCAB.size, bool),
+    scripts=np.array([[Script.KANJI] * 2, [Script.HIRAGANA] * 2] * (VOCAB.size // 2), np.uint8),
+)
 
 
 def example(mlm: MaskedLM, row: Row, *, vocab: Vocab = VOCAB, seed: int = 0) -> MaskedBatch:
@@ -158,12 +165,19 @@ def test_documents_of_a_row_do_not_hear_one_another(cfg):
 
 @variants
 def test_a_batch_is_learnt_by_heart(mlm):
-    out = overfit(mlm, DENSE["plain"], steps=25)
+    out = overfit(mlm, DENSE["plain"], batch_of(mlm), steps=25)
     assert (out.nats.sum() / out.counts.sum()).item() < 0.1
 
 
-def overfit(mlm: MaskedLM, cfg: ModelConfig, *, steps: int) -> Loss:
-    model, batch = model_of(mlm, cfg), batch_of(mlm)
+def test_a_batch_of_japanese_words_is_learnt_by_heart():
+    mlm = MaskedLM(unit="word")
+    examples = [example(mlm, words(24, seed=i)._replace(number=i), vocab=JAPANESE) for i in range(4)]
+    out = overfit(mlm, DENSE["plain"], collate(examples), steps=25)
+    assert (out.nats.sum() / out.counts.sum()).item() < 0.1
+
+
+def overfit(mlm: MaskedLM, cfg: ModelConfig, batch: MaskedBatch, *, steps: int) -> Loss:
+    model = model_of(mlm, cfg)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -228,6 +242,20 @@ def test_hidden_words_say_where_words_begin_and_the_floor_allows_for_it():
     assert mlm.floor(VOCAB, 24) == pytest.approx(MLM.floor(VOCAB, 24))  # each token a word: nothing is told
 
 
+@pytest.mark.parametrize("span", [1.0, 2.0])
+def test_who_knows_the_script_of_every_hidden_token_does_not_beat_the_floor_of_japanese_words(span):
+    """It knows all that the choice depends on, and more than the floor's predictor, who knows where words begin."""
+    mlm = MaskedLM(unit="word", rate=0.5, span=span)
+    nats = []
+    for seed in range(50):
+        text, at, _, _ = example(mlm, words(40, documents=1, seed=seed), vocab=JAPANESE)
+        nats.append(np.where(text.ids[at] == MASK, math.log(24), 0).mean())
+    told = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))  # a kanji behind kana: one pair in four
+    assert mlm.floor(JAPANESE, 40) == pytest.approx(0.8 * math.log(48) - 40 / 20 * told)
+    assert min(nats) >= mlm.floor(JAPANESE, 40)
+    assert MaskedLM(unit="word", rate=0.15).floor(JAPANESE, 40) == 0  # where words begin may tell all
+
+
 @config
 class Cheat(MaskedLM):
     """Shows what it asks for: the floor must catch it."""
@@ -239,18 +267,30 @@ class Cheat(MaskedLM):
 
 @pytest.mark.parametrize("mlm", [MLM, Cheat()], ids=["honest", "cheat"])
 def test_the_floor_holds_and_catches_a_leak(mlm):
-    model = model_of(mlm, ModelConfig(**{**vars(DENSE["plain"]), "n_layers": 1}))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    train = Uniform(16 * 60, 20, seed=1000)
-    for step in range(60):
-        batch = collate([example(mlm, train[16 * step + i]) for i in range(16)])
-        optimizer.zero_grad()
-        mlm.loss(model, batch).loss.backward()
-        optimizer.step()
-    held_out = HeldOut(mlm, Uniform(128, 20, seed=0), "", "", True)
-    found = score(Task(model, mlm), held_out, VOCAB, seq_len=20, batch_rows=64, context=nullcontext).score
-    floor = mlm.floor(VOCAB, 20)
+    found, floor = trained_on_noise(mlm, VOCAB)
     if isinstance(mlm, Cheat):
         assert found.value < floor - 10 * found.se
     else:
         assert floor - 3 * found.se <= found.value < floor + 0.2
+
+
+@pytest.mark.parametrize("mlm", [MaskedLM, Cheat], ids=["honest", "cheat"])
+def test_the_floor_of_japanese_words_holds_and_catches_a_leak(mlm):
+    found, floor = trained_on_noise(mlm(unit="word", rate=0.5), JAPANESE)
+    assert 0.5 < floor < math.log(24)
+    assert found.value < floor - 10 * found.se if mlm is Cheat else found.value > floor
+
+
+def trained_on_noise(mlm: MaskedLM, vocab: Vocab) -> tuple[Score, float]:
+    """The held-out score, and its floor."""
+    model = model_of(mlm, ModelConfig(**{**vars(DENSE["plain"]), "n_layers": 1}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    train = Uniform(16 * 60, 20, seed=1000)
+    for step in range(60):
+        batch = collate([example(mlm, train[16 * step + i], vocab=vocab) for i in range(16)])
+        optimizer.zero_grad()
+        mlm.loss(model, batch).loss.backward()
+        optimizer.step()
+    held_out = HeldOut(mlm, Uniform(128, 20, seed=0), "", "", True)
+    found = score(Task(model, mlm), held_out, vocab, seq_len=20, batch_rows=64, context=nullcontext).score
+    return found, mlm.floor(vocab, 20)

@@ -14,6 +14,8 @@ from llmtrain.data.tokenizers.base import Tokenizer
 from llmtrain.data.tokenizers.byte import Bytes
 from llmtrain.data.tokenizers.sentencepiece import SentencePiece
 from llmtrain.objectives.masked import MaskedLM
+from llmtrain.objectives.masking import units_of
+from llmtrain.objectives.words import begins_word
 from llmtrain.scoring import HeldOut, eval_hash
 from llmtrain.types import BOS, IGNORE, MASK, NO_DOC, PAD, Row
 from runs import REPO, SHARED
@@ -66,8 +68,6 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("mlm", [MLM, MaskedLM(span=3.0), MaskedLM(rate=0.15, unit="word", span=2.0)])
 def test_rows_of_real_text_are_masked_by_the_numbers(real, mlm):
-    if mlm.unit == "word" and real.language == "japanese":
-        pytest.skip("refused: see the next test")
     vocab, rows = real.tokenizer.vocab(), real.rows(128)
     n = round(mlm.rate * 128)
     for row in rows:
@@ -86,21 +86,64 @@ def test_rows_of_real_text_are_masked_by_the_numbers(real, mlm):
     assert (rows[-1].doc == NO_DOC).any() and any((row.ids[1:] == BOS).any() for row in rows)
 
 
-def test_whole_words_are_masked_in_english_and_refused_in_japanese(real):
+def words_in(ids: np.ndarray, text: Text) -> list[str]:
+    units = units_of(Row(ids, np.zeros(len(ids), int)), text.tokenizer.vocab(), "word")
+    return [text.tokenizer.decode(ids[part]) for part in np.split(units.tokens, units.bounds[1:-1])]
+
+
+def test_whole_words_are_masked(real):
     mlm, vocab = MaskedLM(unit="word"), real.tokenizer.vocab()
     MLM.check_vocab(vocab, 128)
-    if real.language == "japanese":
-        with pytest.raises(ValueError, match=r"unit=word .* only [0-4]% .* objective.unit=token"):
-            mlm.check_vocab(vocab, 128)
-        return
     mlm.check_vocab(vocab, 128)
-    row = real.rows(128)[0]
-    at = set(mlm.example(row, vocab, seq_len=128, rng=np.random.default_rng(0)).at.tolist())
-    halves = 0
-    for p in range(1, 128):  # a token that goes on with a word shares its fate
-        if not vocab.starts_word[row.ids[p]] and row.ids[p - 1] != BOS:
-            halves += (p in at) != (p - 1 in at)
-    assert halves <= 1  # the last word, of which the first tokens are hidden
+    assert (vocab.scripts is not None) == (real.language == "japanese")
+    n_partly = 0
+    for row in real.rows(128):
+        at = mlm.example(row, vocab, seq_len=128, rng=philox.generator(0, "example", 0, row.number)).at
+        begins = np.append(True, begins_word(row.ids, vocab)[1:] | (row.ids[:-1] < vocab.n_reserved))
+        words = np.split(np.arange(128), np.flatnonzero(begins | (row.ids < vocab.n_reserved))[1:])
+        scored = [np.isin(word, at) for word in words]
+        partly = [one for one in scored if 0 < one.sum() < len(one)]
+        n_partly += len(partly)
+        assert len(partly) <= 1  # the last word, of which the first tokens are hidden
+        assert all(one[: one.sum()].all() for one in partly)
+    assert n_partly < len(real.rows(128))
+
+
+@pytest.mark.parametrize("real", ["japanese"], indirect=True)
+def test_japanese_words_are_told_by_changes_of_script(real):
+    sentence = "吾輩は猫である。名前はまだ無い。"
+    found = words_in(real.tokenizer.encode(sentence), real)
+    print("|".join(found))
+    assert "".join(found) == sentence
+    assert found == ["吾輩は", "猫である", "。", "名前はまだ", "無い", "。"]
+    row = real.rows(512)[1]
+    found = words_in(row.ids, real)
+    print("|".join(found))
+    lengths = np.array([len(word) for word in found])  # in characters; children's tales have much hiragana
+    assert 3 < lengths.mean() < 6 and (lengths > 12).mean() < 0.15
+
+
+THAI = (
+    *("ผม", "ฉัน", "เขา", "แมว", "หมา", "บ้าน", "กิน", "ข้าว", "น้ำ", "ไป", "มา", "ที่", "ใน", "และ", "กับ", "เป็น"),
+    *("มี", "ไม่", "ได้", "จะ", "ของ", "วัน", "เดือน", "คน", "เมือง", "ไทย", "สวย", "โรงเรียน", "หนังสือ"),
+)
+
+
+def test_words_are_refused_where_neither_spaces_nor_scripts_tell_them(tmp_path):
+    """Thai of random words, and kanji of random sentences, with a word in kana now and then."""
+    rng = np.random.default_rng(0)
+    thai = [" ".join("".join(rng.choice(THAI, 9)) for _ in range(400))]
+    words = ["".join(map(chr, rng.integers(0x4E00, 0x4E60, rng.integers(1, 4)))) for _ in range(300)]
+    chinese = ["。".join("".join(rng.choice([*words, "ひらがな"], 9)) for _ in range(2000))]
+    for name, texts, size in (("thai", thai, 400), ("chinese", chinese, 800)):
+        (tmp_path / name).mkdir()
+        cfg = SentencePiece(vocab_size=size, n_sentinels=0)
+        vocab = cfg.build(lambda texts=texts: iter(texts), tmp_path / name).vocab()
+        assert (vocab.scripts is not None) == (name == "chinese")
+        with pytest.raises(
+            ValueError, match=r"unit=word .* only [\d]+% .* Chinese and Thai .* objective.unit=token"
+        ):
+            MaskedLM(unit="word").check_vocab(vocab, 128)
 
 
 def test_words_are_refused_where_tokens_are_bytes(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmtrain import philox
+from llmtrain.data.tokenizers.vocab import tabulate
 from llmtrain.objectives.masking import Shares, Units, choose, corrupt, units_of
 from llmtrain.types import BOS, MASK, NO_DOC, PAD, UNK, Row
 from tests.tiny import N_RESERVED, VOCAB
@@ -83,6 +84,74 @@ def test_documents_without_a_separator_are_told_by_their_numbers():
     row = Row(np.array([34, 35, 37, 38]), np.array([0, 0, 1, 1]))
     assert whole_units(units_of(row, SPACED, "word")) == [{0, 1}, {2, 3}]
     assert units_of(row, SPACED, "word").stretch.tolist() == [1, 2]
+
+
+def words_of(*surfaces: str | bytes) -> list[str]:
+    """The words of tokens that follow one another, of a vocabulary of these."""
+    raw = [one if isinstance(one, bytes) else one.encode() for one in surfaces]
+    vocab = tabulate(N_RESERVED, [*raw, "ん".encode()])  # with kana, as in any Japanese one
+    units = units_of(Row(N_RESERVED + np.arange(len(raw)), np.zeros(len(raw), int)), vocab, "word")
+    parts = np.split(units.tokens, units.bounds[1:-1])
+    return [b"".join(raw[i] for i in part).decode() for part in parts]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "吾輩は|猫である|。|名前はまだ|無い|。",
+        "「|コーヒー|を|飲む|」|と|言った|！",  # the long-vowel mark is katakana
+        "人々は|佐々木|ジョン|・|スミス|と|、|〇〇を|見る|。",  # repeats are kanji, the middle dot stands between words
+        "第|3|章|Ver2|を|ＡＩ|で|読む",  # digits and letters go on with each other, wide ones too
+        " the| cat_1|です",
+        "ﾊﾝｶｸ|と| |(yes|、no",  # spaced text is as without Japanese: a letter goes on with a mark
+    ],
+)
+def test_japanese_words_begin_where_the_script_changes(words):
+    assert words_of(*words.replace("|", "")) == words.split("|")
+
+
+def test_a_token_of_several_scripts_is_joined_by_its_ends():
+    assert words_of("吾", "輩は猫", "である", "。名", "前は", "コー", "ヒー豆", "を") == [
+        "吾輩は猫である",
+        "。名前は",
+        "コーヒー豆を",
+    ]
+
+
+def test_bytes_of_a_character_belong_to_what_stands_on_either_side():
+    first, second, third = (bytes([b]) for b in "鱻".encode())
+    assert words_of("の", first, second, third, "る", "猫") == ["の鱻る", "猫"]
+    assert words_of("猫", first, second, third, "。", "猫") == ["猫鱻", "。", "猫"]
+
+
+def test_japanese_words_too_end_with_a_document_and_at_a_special_token():
+    vocab = tabulate(N_RESERVED, ["猫".encode(), "は".encode()])
+    cat, is_ = N_RESERVED, N_RESERVED + 1
+    ids = np.array([BOS, cat, is_, UNK, is_, is_, cat, is_, PAD])
+    doc = np.array([0, 0, 0, 0, 0, 1, 1, 1, NO_DOC])
+    assert whole_units(units_of(Row(ids, doc), vocab, "word")) == [{1, 2}, {4}, {5}, {6, 7}]
+
+
+@kinds
+def test_a_row_without_text_has_no_japanese_words(unit, span):
+    vocab = tabulate(N_RESERVED, ["の".encode()])
+    units = units_of(Row(np.array([BOS, PAD]), np.array([0, NO_DOC])), vocab, unit)
+    assert choose(units, 2, span=span, rng=np.random.default_rng(0)).tolist() == []
+
+
+def test_a_vocabulary_without_kana_has_the_words_of_before():
+    surfaces = [s.encode() for s in (" the", "se", "(", "a", "猫", "。", "7", "\n", "_x", "жук")] + [b"\xe3"]
+    vocab = tabulate(N_RESERVED, surfaces)
+    assert vocab.scripts is None
+    with_kana = tabulate(
+        N_RESERVED, [*surfaces[:4], *surfaces[5:], "カ".encode()]
+    )  # none of Japanese in the row
+    for seed in range(20):
+        ids = np.random.default_rng(seed).integers(N_RESERVED, with_kana.size - 1, 50)
+        row = Row(ids, np.arange(50) // 20)
+        bare = with_kana._replace(scripts=None)
+        for a, b in zip(units_of(row, bare, "word"), units_of(row, with_kana, "word"), strict=True):
+            assert (a == b).all()
 
 
 @pytest.mark.parametrize("span", [1.0, 2.0, 3.8])

@@ -115,6 +115,18 @@ def test_a_second_start_does_no_work(corpus):
     assert {p: p.stat().st_mtime_ns for p in second.folder.rglob("*.bin")} == times
 
 
+def test_scripts_reach_objectives_and_not_the_shards(corpus, tmp_path):
+    """Shards of before they were known serve as they are, and the hashes of their scores stay."""
+    tokenizer = SentencePiece(vocab_size=330, n_sentinels=0)
+    texts = [f"{'吾輩は猫である'[i % 7 :]}。名前はまだ{i}無い。\n" * 20 for i in range(60)]
+    japanese = Corpus(source=write_documents(tmp_path / "ja.jsonl", texts), cache=str(tmp_path / "ja"))
+    for _ in range(2):
+        prepared = prepare(japanese, tokenizer)
+        assert np.array_equal(prepared.vocab.scripts, prepared.tokenizer.vocab().scripts)
+        assert prepared.vocab.scripts.any() and prepared.train[0].shards.vocab.scripts is None
+    assert prepare(corpus(), BYTES).vocab.scripts is None
+
+
 def test_what_changes_the_text_the_rules_or_the_tokenizer_changes_the_cache(corpus, tmp_path):
     first = prepare(corpus(), BYTES)
     other_rule = prepare(corpus(validation_fraction=0.2), BYTES)

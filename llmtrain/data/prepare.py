@@ -25,6 +25,7 @@ from llmtrain.data.split import split
 from llmtrain.data.spool import Spool, blocks, open_index, spool_documents
 from llmtrain.data.stages import alone, flush, stage, storage_told
 from llmtrain.data.tokenizers.base import Tokenizer, TokenizerConfig, load_tokenizer
+from llmtrain.data.tokenizers.vocab import scripts_of
 from llmtrain.data.training_text import training_text
 from llmtrain.errors import DataError
 from llmtrain.types import Vocab
@@ -158,9 +159,9 @@ def _open(folder: Path, shares: dict[str, float], fingerprint: str) -> Prepared:
         raise DataError(
             f"{folder}: report.json or {FILES} is not what was written ({error}): delete the folder and start again"
         ) from None
-    return Prepared(
-        folder, tokenizer, train[0].shards.vocab, train, validation, {}, fingerprint, files, report
-    )
+    scripts = scripts_of(tokenizer.n_reserved, tokenizer.surfaces())  # which shards do not keep
+    vocab = train[0].shards.vocab._replace(scripts=scripts)
+    return Prepared(folder, tokenizer, vocab, train, validation, {}, fingerprint, files, report)
 
 
 class _Making:

@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from llmtrain.objectives.words import begins_word
 from llmtrain.types import MASK, NO_DOC, Row, Vocab
 
 Unit = Literal["token", "word"]
@@ -32,14 +33,15 @@ class Units(NamedTuple):
 def units_of(row: Row, vocab: Vocab, unit: Unit) -> Units:
     """Reserved ids and padding belong to no unit, and neither a word nor a stretch goes on beyond one.
 
-    A word begins at a token that ``vocab.starts_word``; the first token of a row or a document begins one in any case.
+    A word begins at a token that ``vocab.starts_word`` and, in Japanese, where the script changes (``words``); the
+    first token of a row or a document begins one in any case.
     """
     free = (row.ids >= vocab.n_reserved) & (row.doc != NO_DOC)
     opens = np.ones(len(free), bool)  # whether nothing before the token is in its stretch
     opens[1:] = ~free[:-1] | (row.doc[1:] != row.doc[:-1])
     tokens = np.flatnonzero(free)
     opens = opens[tokens]
-    begins = opens | vocab.starts_word[row.ids[tokens]] | (unit == "token")
+    begins = opens | begins_word(row.ids[tokens], vocab) | (unit == "token")
     first = np.flatnonzero(begins)
     ends = np.append(np.flatnonzero(opens[first]), len(first))  # of each stretch, but for a 0 before them
     stretch = ends[np.cumsum(opens[first])]
