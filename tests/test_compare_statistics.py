@@ -58,6 +58,22 @@ def judged(found: list[tuple[str, int, Items]]) -> Result:
     return result
 
 
+@pytest.mark.parametrize(
+    ("ceilings", "said"), [((1.0, 1.0), 1.0), ((24.0, 40.0), None), ((None, 24.0), 24.0)]
+)
+def test_a_ceiling_is_told_where_all_have_the_same(
+    ceilings: tuple[float | None, ...], said: float | None
+) -> None:
+    """The most directions that features can use is their width, which differs where each has its own size."""
+    found = [one for one in drawn(np.random.default_rng(0), [0.0, 0.1]) if one[1] == 0]
+    rows, items = gathered(
+        (Whose(series=name, role="trained", seed=0, budget=BUDGET), measured(one)._replace(ceiling=ceiling))
+        for (name, _, one), ceiling in zip(found, ceilings, strict=True)
+    )
+    [result] = judge(Comparison(about=about(), rows=rows), items).results
+    assert result.ceiling == said
+
+
 def simulated(effects: Sequence[float]) -> list[Result]:
     return [judged(drawn(np.random.default_rng(seed), effects)) for seed in range(SIMULATED)]
 

@@ -1,7 +1,7 @@
 """From the long table to what it shows: differences, who has learned, and ranks where the data allow some."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class _Judged:
             n=trained[0].n,
             groups=self.panel.groups,
             chance=next((row.chance for row in self.rows if row.chance is not None), None),
-            ceiling=next((row.ceiling for row in self.rows if row.ceiling is not None), None),
+            ceiling=_one_of(row.ceiling for row in self.rows),
             spread=self.panel.spreads.get("trained", _NO_SEEDS),
             standings=tuple(self._standings()),
             references=tuple(
@@ -196,6 +196,12 @@ def _item_se(rows: Sequence[Row]) -> float | None:
     if rows[0].kind == "geometry":
         return 0.0
     return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) == len(rows) else None
+
+
+def _one_of(values: Iterable[float | None]) -> float | None:
+    """What all have that have any; none where they differ, as the most that a rank can be does between widths."""
+    known = {value for value in values if value is not None}
+    return known.pop() if len(known) == 1 else None
 
 
 def _members(rows: Sequence[Row], items: Mapping[Key, Items]) -> Iterator[Member]:
