@@ -16,6 +16,7 @@ from llmtrain.ops.once import once_a_batch
 from llmtrain.types import NO_DOC, Seq, Visibility
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled graphs end before it and go on behind it
 def flash(
     q: Heads,
     k: KeyHeads,
@@ -102,7 +103,6 @@ def _by_torch(*inputs: Any, window_size: tuple[int, int]) -> Tensor:
 _kernel = _by_flash_attn if importlib.util.find_spec("flash_attn") else _by_torch
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # its bounds depend on the data, and so do their number
 @once_a_batch
 def _packing(q_seq: Seq, k_seq: Seq, *, among_prefix: bool) -> Packing:
     if q_seq is k_seq and not among_prefix:
