@@ -165,6 +165,12 @@ def test_rates_of_the_smallest_size_serve_all_where_the_parametrisation_carries_
         ("sweep.tuning.rate=2", r"did you mean sweep\.tuning\.rates"),
         ("sweep.seeds=yes", "seeds"),
         ("sweep.seeds=[true]", "expected a number"),
+        ("sweep.seeds=[]", "trains nothing"),
+        ("sweep.seeds=[0,0]", "has one of them twice"),
+        (
+            "sweep.held_out={_target_: llmtrain.sweep.settings.HeldOut, flops: 1e9, seeds: []}",
+            "trains nothing",
+        ),
         ("sweep.series=null", "series: got null"),
         ("sweep.common=5", "common: got 5"),
         ("sweep.name=../up", "name of one folder"),

@@ -97,6 +97,17 @@ class HeldOut:
     )
     most_half_width: PositiveFloat = 0.04  # and the interval no wider, relative
 
+    def __post_init__(self) -> None:
+        check_seeds("held_out.seeds", self.seeds)
+
+
+def check_seeds(key: str, seeds: tuple[int, ...]) -> None:
+    """Raises ValueError where there are none, or one would count as a replicate of itself."""
+    if not seeds:
+        raise ValueError(f"{key}=[] trains nothing: give at least one seed")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{key}={list(seeds)} has one of them twice")
+
 
 def check_folders(name: str, series: Iterable[str]) -> None:
     """Raises ValueError where a question or one of its series has a name that is no folder's."""
@@ -125,6 +136,7 @@ class Sweep(ABC):
 
     def __post_init__(self) -> None:
         check_folders(self.name, self.series)
+        check_seeds("seeds", self.seeds)
 
     @property
     def folder(self) -> Path:
