@@ -13,7 +13,7 @@ from runs import REPO
 
 @pytest.mark.slow
 def test_a_compiled_run_calls_it_as_it_is_and_learns_as_the_plain_one(tmp_path: Path) -> None:
-    """On an H100 with torch 2.11 a compiler that traced the kernel gave other gradients than the plain run's."""
+    """On an H100 with torch 2.11 a compiled run had other losses than the plain one; the kernel within is suspected."""
     done = subprocess.run(
         [sys.executable, REPO / "tests" / "flash_compiled.py", tmp_path],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO)},
