@@ -89,13 +89,7 @@ def slopes(law: Law, theta: Float[np.ndarray, "S p"], flops: float) -> dict[str,
 def best_on_lines(lines: tuple[Line, Line], law: Law, draws: Draws, flops: float, level: float) -> Best:
     """From power laws of N* and D* and of the lowest loss, each fitted to the optima of budgets."""
     bands = law.bands({"c": np.array([flops])}, level)
-    value = float(bands.loss[0])
-    withheld = draws.how == "withheld"
-    loss = Interval(
-        value,
-        None,
-        None if withheld else float(bands.law_lo[0]),
-        None if withheld else float(bands.law_hi[0]),
-    )
+    ends = (None, None) if draws.withheld else (float(bands.law_lo[0]), float(bands.law_hi[0]))
+    loss = Interval(float(bands.loss[0]), None, *ends)
     n, d = lines
     return Best(flops, loss, n.at(flops, level), d.at(flops, level), n.slope, d.slope)

@@ -57,7 +57,7 @@ def _of_data(found: Fit) -> Iterator[Caution]:
             limit,
             f"{fitted} {'optima' if found.lines else 'points'} for {p} parameters; {limit} would say more",
         )
-    if found.draws.how == "withheld":
+    if found.draws.withheld:
         limit, unit = units_wanted(p), points.unit_name
         text = (
             f"no intervals: {points.n_units} {unit}s do not tell how {unit}s scatter, whatever runs share them; take "

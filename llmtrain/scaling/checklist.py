@@ -135,7 +135,7 @@ def _uncertainty(judged: Judged) -> dict[str, str]:
     draws = fit.draws
     if len(draws.theta):
         how = f"{len(draws.theta):,} resamples ({draws.how}) of {fit.points.unit_name}s"
-    elif draws.how == "withheld":
+    elif draws.withheld:
         how = f"withheld: {fit.points.n_units} {fit.points.unit_name}s tell too little"
     else:
         how = f"delta method, Student's t with {fit.law.dof} degrees of freedom"

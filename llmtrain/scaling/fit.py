@@ -169,7 +169,7 @@ def _two_stage(given: Points, points: Points, method: Method) -> Fit:
     law = law_of(problem, found, ones, np.arange(len(c)), known, points.convention)
     level = method.level
     draws = WITHHELD if _how(points, problem, known) == "withheld" else NO_DRAWS
-    if draws is WITHHELD:
+    if draws.withheld:
         lines = (replace(lines[0], dof=0), replace(lines[1], dof=0))
     named = {
         "a": lines[0].exponent(level),

@@ -31,7 +31,7 @@ def intervals(
     quantities, whose delta interval is symmetric in the logarithm.
     """
     values = {name: float(v[0]) for name, v in of(law.theta[None]).items()}
-    if draws.how == "withheld":
+    if draws.withheld:
         return {name: Interval(value, None, None, None) for name, value in values.items()}
     if len(draws.theta):
         wider = _wider(law, level) if draws.how in FEW else 1.0

@@ -115,7 +115,7 @@ def law_of(
     variance = float((weight * force**2).sum() / spare)
     if known.enough and known.sigma is not None:
         variance = max(variance, known.sigma**2)
-    leverage = leverages(jacobian, weight)
+    leverage = _leverages(jacobian, weight, bread)
     scores = jacobian * (weight * force / np.sqrt(np.maximum(1 - leverage, LEAST_LEFT)))[:, None]
     if n_units < n:  # a unit's scores add up before they are squared
         together = np.zeros((n_units, jacobian.shape[1]))
@@ -143,7 +143,12 @@ def law_of(
 
 def leverages(jacobian: Float[np.ndarray, "n p"], weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Of each point, the share of its own loss in what the law says there."""
-    bread = _inverse(jacobian.T @ (jacobian * weight[:, None]))
+    return _leverages(jacobian, weight, _inverse(jacobian.T @ (jacobian * weight[:, None])))
+
+
+def _leverages(
+    jacobian: Float[np.ndarray, "n p"], weight: Float[np.ndarray, " n"], bread: Float[np.ndarray, "p p"]
+) -> Float[np.ndarray, " n"]:
     return np.asarray(weight * np.einsum("np,pq,nq->n", jacobian, bread, jacobian))
 
 

@@ -131,7 +131,7 @@ def _plain(
     best: dict[str, Any],
 ) -> dict[str, Any]:
     warnings = []
-    if saved.draws.how == "withheld":
+    if saved.draws.withheld:
         units, unit = saved.plain["n_units"], saved.plain["unit"]
         warnings.append(
             f"the fit states no intervals: {units} {unit}s do not tell how {unit}s scatter, and these two are too "

@@ -25,9 +25,14 @@ class Draws:
     theta: Float[np.ndarray, "R p"]
     failed: int = 0  # resamples without an optimum: left out, and warned of
 
+    @property
+    def withheld(self) -> bool:
+        """Whether there is no interval by another method either."""
+        return self.how == "withheld"
+
 
 NO_DRAWS = Draws("none", np.empty((0, 0)))
-WITHHELD = Draws("withheld", np.empty((0, 0)))  # no interval by another method either
+WITHHELD = Draws("withheld", np.empty((0, 0)))
 
 
 def units_wanted(n_free: int) -> int:

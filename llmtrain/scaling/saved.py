@@ -73,7 +73,7 @@ def plain_fit(found: Fit) -> dict[str, Any]:
 
 
 def _how(found: Fit) -> str:
-    if found.draws.how == "withheld":
+    if found.draws.withheld:
         return found.draws.how
     if found.lines:
         return "regression through the optima, or noise on the curves where it scatters them further"

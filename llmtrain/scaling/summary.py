@@ -25,7 +25,7 @@ def _series(judged: Judged) -> Iterator[str]:
     how = (
         f"{len(fit.draws.theta):,} resamples of {fit.points.unit_name}s"
         if len(fit.draws.theta)
-        else ("no method" if fit.draws.how == "withheld" else "delta method")
+        else ("no method" if fit.draws.withheld else "delta method")
     )
     yield f"  objective {fit.found.objective:.10g}, delta {fit.found.delta:.4g}; {method.level:.0%} intervals by {how}"
     for name, interval in fit.parameters.items():

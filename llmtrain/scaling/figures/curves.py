@@ -151,7 +151,7 @@ def _compute(fit: Fit) -> np.ndarray:
 
 
 def _along(fit: Fit, at: np.ndarray) -> list[Best]:
-    if fit.lines or fit.draws.how == "withheld":
+    if fit.lines or fit.draws.withheld:
         return [fit.best_at(float(c)) for c in at]
     return best_along(fit.law, at, fit.method.level)
 
