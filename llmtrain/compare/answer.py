@@ -64,7 +64,7 @@ def answer(
             run=baseline.run,
             prepared=baseline.prepared,
             texts=yardsticks.texts,
-            overlap=scores[those[0].id].overlap,
+            overlap=yardsticks.overlap,
             command=command,
         )
         comparison = Comparison(about=stated, rows=rows, alike=alike(those, scores))

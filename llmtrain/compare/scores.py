@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import TypeAdapter
 
-from llmtrain.compare.saved import Overlap, Whose
+from llmtrain.compare.saved import Whose
 from llmtrain.evaluation.base import Items, Measured
 from llmtrain.run_folder import write_text
 
@@ -21,7 +21,6 @@ class Scores(NamedTuple):
     key: str  # of all that they are made of
     seconds: float
     measured: list[tuple[Whose, Measured]]
-    overlap: dict[str, Overlap]  # with training text, by yardstick: the same for all models
     features: Float[np.ndarray, "N D"] | None = None  # of the same texts for all models; none of a baseline
 
 
@@ -36,7 +35,6 @@ def write_scores(path: Path, scores: Scores) -> None:
         "version": _VERSION,
         "key": scores.key,
         "seconds": round(scores.seconds, 3),
-        "overlap": TypeAdapter(dict[str, Overlap]).dump_python(scores.overlap, mode="json"),
         "measured": [_plain(whose, one) for whose, one in scores.measured],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +55,6 @@ def read_scores(path: Path, key: str) -> Scores | None:
         key,
         plain["seconds"],
         [_read(one) for one in plain["measured"]],
-        {name: Overlap(**one) for name, one in plain["overlap"].items()},
         np.load(features, allow_pickle=False) if features.exists() else None,
     )
 

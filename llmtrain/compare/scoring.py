@@ -84,9 +84,7 @@ def measure(question: str, contestant: Contestant, key: str) -> float:
         measured = [(contestant.whose, one) for one in yardsticks.of(subject)]
         features = yardsticks.features(subject)
     seconds = time.monotonic() - started
-    write_scores(
-        path_of(contest.folder, contestant.id), Scores(key, seconds, measured, yardsticks.overlap, features)
-    )
+    write_scores(path_of(contest.folder, contestant.id), Scores(key, seconds, measured, features))
     return seconds
 
 

@@ -12,7 +12,7 @@ from llmtrain.data.corpus import SetAside
 from llmtrain.evaluation.feature_settings import FeatureYardsticks
 from llmtrain.evaluation.settings import Generation
 from llmtrain.sweep.pool import Launch
-from llmtrain.sweep.settings import check_folders
+from llmtrain.sweep.settings import check_folders, check_once
 from llmtrain.typos import did_you_mean, nearest
 
 Match = Literal["flops", "tokens", "time"]
@@ -99,9 +99,8 @@ class Contest:
             )
         if len(self.series) < 2:
             raise ValueError("series: give at least two, of which one is the baseline")
-        for name, values in (("seeds", self.seeds), ("budgets", self.budgets)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name}={list(values)} has one of them twice")
+        check_once("seeds", self.seeds)
+        check_once("budgets", self.budgets)
         if self.untrained_seeds > len(self.seeds):
             raise ValueError(f"untrained_seeds={self.untrained_seeds} is more than there are seeds")
         if self.held_out.dev + self.held_out.test >= 1:

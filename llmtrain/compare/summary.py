@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from llmtrain.compare import words
 from llmtrain.compare.notes import joined, of_one
-from llmtrain.compare.results import Difference, Estimate, Result, Standing
+from llmtrain.compare.results import Difference, Estimate, Result, Spread, Standing
 from llmtrain.compare.saved import Comparison
 from llmtrain.compare.statistics.estimate import LEAST_DOF
 from llmtrain.compare.table import UNTRAINED
@@ -58,14 +58,16 @@ def _of_yardstick(result: Result, baseline: str) -> Iterator[str]:
     elif not judged:
         yield f"On {name}, only {words.listed([one.series for one in learned])} has learned at this budget."
     else:
-        unlike = result.spread.p_alike is not None and not result.spread.pooled
-        few = result.spread.dof < LEAST_DOF
-        why = "there are too few seeds" if few else "the error of items is not known"
-        why = "series scatter unlike" if unlike else why
-        yield f"On {name}, differences to {baseline} are not tested, since {why}."
+        yield f"On {name}, differences to {baseline} are not tested, since {_untested(result.spread)}."
     if behind := [one for one in result.standings if one.learned is False]:
         yield f"There, {_unlearned(behind)}."
     yield from _noted(result)
+
+
+def _untested(spread: Spread) -> str:
+    if spread.p_alike is not None and not spread.pooled:
+        return "series scatter unlike"
+    return "there are too few seeds" if spread.dof < LEAST_DOF else "the error of items is not known"
 
 
 def _shown(result: Result, differences: list[Difference], how: str) -> str:

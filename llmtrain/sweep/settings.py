@@ -1,7 +1,7 @@
 """What a sweep is asked: sizes, budgets, seeds and series, with the method that reads them fixed beforehand."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -105,8 +105,13 @@ def check_seeds(key: str, seeds: tuple[int, ...]) -> None:
     """Raises ValueError where there are none, or one would count as a replicate of itself."""
     if not seeds:
         raise ValueError(f"{key}=[] trains nothing: give at least one seed")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{key}={list(seeds)} has one of them twice")
+    check_once(key, seeds)
+
+
+def check_once(key: str, values: Sequence[int] | Sequence[float]) -> None:
+    """Raises ValueError where one of ``values`` stands twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key}={list(values)} has one of them twice")
 
 
 def check_folders(name: str, series: Iterable[str]) -> None:
