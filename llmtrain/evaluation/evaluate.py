@@ -48,9 +48,7 @@ def evaluate(subject: Subject, asked: Evaluation, validation: Callable[[], tuple
         numbers += _on_file(subject, of_files[0], asked.file, asked)
     if on_texts := tuple(task for task in ON_TEXTS if task in asked.named):
         test = validation() if asked.texts is None else texts_in(asked.texts)
-        numbers += _generation(
-            subject, replace(asked.generation, yardsticks=on_texts, minimal_pairs=None, choice=None), test
-        )
+        numbers += _generation(subject, _only(asked.generation, *on_texts), test)
     return numbers
 
 
@@ -58,11 +56,10 @@ def _on_file(subject: Subject, task: str, file: str, asked: Evaluation) -> Numbe
     if task != "perplexity":
         if not Path(file).is_file():
             raise ConfigError(f"file={file}: there is no such file")
-        own = asked.generation
         settings = (
-            replace(own, yardsticks=("choice",), choice=file, minimal_pairs=None)
+            _only(asked.generation, "choice", choice=file)
             if task == "choice"
-            else replace(own, yardsticks=("minimal_pairs",), minimal_pairs=file, choice=None)
+            else _only(asked.generation, "minimal_pairs", minimal_pairs=file)
         )
         return _generation(subject, settings, ())
     documents = texts_in(file)
@@ -74,6 +71,13 @@ def _on_file(subject: Subject, task: str, file: str, asked: Evaluation) -> Numbe
     for name, baseline in order0(subject.tokenizer, documents).items():
         numbers += [(name, one) for one in baseline]
     return numbers
+
+
+def _only(
+    own: Generation, *yardsticks: Yardstick, minimal_pairs: str | None = None, choice: str | None = None
+) -> Generation:
+    """These yardsticks alone, with the files that they need and no others."""
+    return replace(own, yardsticks=yardsticks, minimal_pairs=minimal_pairs, choice=choice)
 
 
 def _generation(subject: Subject, settings: Generation, test: tuple[Document, ...]) -> Numbers:

@@ -8,6 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 from llmtrain.config import config
 
 Pooling = Literal["mean", "last", "first", "max"]
+Some = Annotated[tuple[PositiveFloat, ...], MinLen(1)]
 Made = Literal["docstring_to_function", "name_role", "text_kind", "continuation", "module"]
 
 
@@ -15,12 +16,7 @@ Made = Literal["docstring_to_function", "name_role", "text_kind", "continuation"
 class Probing:
     """Logistic regressions, whose penalty dev chooses."""
 
-    C: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (
-        0.01,
-        0.1,
-        1.0,
-        10.0,
-    )  # inverse strengths of the L2 penalty
+    C: Some = (0.01, 0.1, 1.0, 10.0)  # inverse strengths of the L2 penalty
     max_steps: PositiveInt = 200  # of L-BFGS
 
 
@@ -32,10 +28,7 @@ class FineTuning:
     steps: PositiveInt = 40
     rows: PositiveInt = 16
     tokens: PositiveInt = 64  # of a text, at most, BOS included
-    rates: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (
-        1e-3,
-        3e-3,
-    )  # of AdamW, falling linearly to zero
+    rates: Some = (1e-3, 3e-3)  # of AdamW, falling linearly to zero
 
 
 @config
@@ -78,12 +71,7 @@ class FeatureYardsticks:
     )  # of it
     labelled: tuple[Labelled, ...] = ()
     graded: tuple[Graded, ...] = ()
-    poolings: Annotated[tuple[Pooling, ...], MinLen(1)] = (
-        "mean",
-        "last",
-        "first",
-        "max",
-    )  # from which dev chooses
+    poolings: tuple[Pooling, ...] = ("mean", "last", "first", "max")  # from which dev chooses
     probing: Probing = Probing()
     fine_tuning: FineTuning | None = FineTuning()
     window_bytes: Annotated[int, Ge(64)] = 256  # of a window of a held-out file
