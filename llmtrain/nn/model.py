@@ -256,7 +256,7 @@ class Model(nn.Module):
         return self.encoder(self._embedded(source, self.source_embed), source, key=key)
 
     def _read(self, out: Hidden) -> Hidden:
-        return out if self.readout == 1.0 else out._replace(h=out.h * self.readout)
+        return out if self.readout == 1.0 else Hidden(out.h * self.readout, out.routing)
 
     def _embedded(self, seq: Seq, table: nn.Embedding | None = None) -> Float[Tensor, "B T D"]:
         x = (self.embed if table is None else table)(seq.ids)

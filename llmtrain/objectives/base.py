@@ -219,7 +219,10 @@ class Task(nn.Module):
         out = self.objective.loss(self.model, batch)
         if not (self.training and out.routing):
             return out
-        return out._replace(loss=out.loss + routing_loss(routers(self.model), out.routing))
+        loss = out.loss + routing_loss(routers(self.model), out.routing)
+        return Loss(
+            loss, out.nats, out.counts, out.routing
+        )  # compiled graphs end at `_replace` (pytorch#158772)
 
 
 def seq_of(ids: np.ndarray, doc: np.ndarray, prefix: np.ndarray | bool) -> Seq:

@@ -58,7 +58,8 @@ class PrefixLM(CausalLM):
     def loss(self, model: Model, batch: CausalBatch) -> Loss:
         out = super().loss(model, batch)
         seq_len = batch.targets.shape[1]
-        return out._replace(loss=out.loss * (seq_len / self.scored(seq_len)))
+        loss = out.loss * (seq_len / self.scored(seq_len))
+        return Loss(loss, out.nats, out.counts, out.routing)
 
     def beginning(self, context: Sequence[int]) -> Beginning:
         return Beginning(list(context), prefix=len(context))

@@ -54,7 +54,7 @@ class CrossAttentionModule(Splits, nn.Module):
         q, k, v = (self._heads(part) for part in (self.q(x), *self.kv(source).chunk(2, -1)))
         if self.cfg.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        whole = source_seq._replace(prefix=torch.ones_like(source_seq.prefix))
+        whole = Seq(source_seq.ids, source_seq.doc, source_seq.pos, torch.ones_like(source_seq.prefix))
         y = attend(q, k, v, seq, whole, visibility=Visibility.BIDIRECTIONAL)
         return self.out(y.transpose(1, 2).flatten(2))
 
