@@ -375,3 +375,10 @@ def test_one_group_says_nothing_of_others() -> None:
     assert result.groups == 1
     assert all(s.estimate.lo is None for s in result.standings)
     assert not any(d.shown for d in result.differences)
+
+
+def test_series_that_scatter_alike_to_the_last_digit_are_alike():
+    """The statistic of equal variances may come out below zero by rounding, where the distribution has no value."""
+    for scatter in np.random.default_rng(0).uniform(0.001, 1, (200, 3)):
+        spread = spread_of([scatter, scatter, scatter])
+        assert spread.pooled and spread.p_alike == pytest.approx(1)

@@ -26,7 +26,7 @@ def spread_of(series: Sequence[Values]) -> Spread:
     A series whose seeds are all equal (a probe that always says the commonest class) tells nothing of how far others
     scatter: it is left out, which can only widen what is pooled.
     """
-    found = [values for values in series if len(values) > 1 and np.ptp(values) > 0]
+    found = [values for values in series if len(values) > 1 and values.var(ddof=1) > 0]
     dof = np.array([len(values) - 1 for values in found])
     variance = np.array([float(values.var(ddof=1)) for values in found])
     if not found:
@@ -43,7 +43,7 @@ def bartlett(variance: Float[np.ndarray, " S"], dof: np.ndarray) -> float:
     pooled = float((dof * variance).sum()) / total
     statistic = total * np.log(pooled) - float((dof * np.log(variance)).sum())
     correction = 1 + (float((1 / dof).sum()) - 1 / total) / (3 * (count - 1))
-    return float(chdtrc(count - 1, statistic / correction))
+    return float(chdtrc(count - 1, max(0.0, statistic / correction)))  # equal ones may come to -1e-16
 
 
 def seed_parts(spread: Spread, *series: Values) -> list[Part] | None:
