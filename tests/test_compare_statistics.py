@@ -283,6 +283,7 @@ def test_seeds_that_are_all_equal_narrow_nothing() -> None:
     rng = np.random.default_rng(0)
     alike = [rng.normal(0, 1, 3) for _ in range(4)]
     assert spread_of([*alike, np.full(3, 0.5)]) == spread_of(alike)
+    assert spread_of([*alike, np.full(3, 0.1)]) == spread_of(alike)  # whose mean is rounded
     assert spread_of([np.full(3, 0.5)]).sd is None
 
 
@@ -377,7 +378,7 @@ def test_one_group_says_nothing_of_others() -> None:
     assert not any(d.shown for d in result.differences)
 
 
-def test_series_that_scatter_alike_to_the_last_digit_are_alike():
+def test_series_that_scatter_alike_to_the_last_digit_are_alike() -> None:
     """The statistic of equal variances may come out below zero by rounding, where the distribution has no value."""
     for scatter in np.random.default_rng(0).uniform(0.001, 1, (200, 3)):
         spread = spread_of([scatter, scatter, scatter])
