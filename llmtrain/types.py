@@ -1,5 +1,7 @@
 """The vocabulary every other module shares; it imports nothing of ours.
 
+What is compiled makes tuples by their constructors: not all of torch's compilers trace ``_replace`` (its issue 158772).
+
 Axes, everywhere: B rows, T positions, S source positions, D model width, H heads, K head width,
 V vocabulary, E experts.
 """

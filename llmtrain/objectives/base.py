@@ -220,9 +220,7 @@ class Task(nn.Module):
         if not (self.training and out.routing):
             return out
         loss = out.loss + routing_loss(routers(self.model), out.routing)
-        return Loss(
-            loss, out.nats, out.counts, out.routing
-        )  # compiled graphs end at `_replace` (pytorch#158772)
+        return Loss(loss, out.nats, out.counts, out.routing)
 
 
 def seq_of(ids: np.ndarray, doc: np.ndarray, prefix: np.ndarray | bool) -> Seq:

@@ -26,9 +26,8 @@ def spread_of(series: Sequence[Values]) -> Spread:
     A series whose seeds are all equal (a probe that always says the commonest class) tells nothing of how far others
     scatter: it is left out, which can only widen what is pooled.
     """
-    found = [
-        values for values in series if len(values) > 1 and np.ptp(values) > 0
-    ]  # not by var: that of three .1 is 3e-34
+    # told by their range: the variance of three .1 is 3e-34
+    found = [values for values in series if len(values) > 1 and np.ptp(values) > 0]
     dof = np.array([len(values) - 1 for values in found])
     variance = np.array([float(values.var(ddof=1)) for values in found])
     if not found:
