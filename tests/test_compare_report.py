@@ -13,7 +13,7 @@ import pytest
 from compared import BUDGET, YARDSTICKS, Planted, about, by_series, compared
 from llmtrain.compare.checklist import checklist
 from llmtrain.compare.judge import judge
-from llmtrain.compare.laws import LEAST_BUDGETS, error
+from llmtrain.compare.laws import LEAST_BUDGETS, error, spent
 from llmtrain.compare.publish import publish
 from llmtrain.compare.render import csv_text, markdown, terminal
 from llmtrain.compare.report import write_report
@@ -189,6 +189,15 @@ def test_the_summary_owns_up_to_what_is_weak() -> None:
     assert f"Not finished, and so not in any number: {stated.cells[0].run}." in text
     assert "Fewer than 3 seeds: clm/dense." in text
     assert "The best learning rate of clm/dense is the last tried" in text
+
+
+def test_compute_is_that_of_the_runs_that_finished() -> None:
+    comparison, _ = compared(yardsticks=(PLAIN,))
+    first, *others = comparison.about.cells
+    half = dataclasses.replace(first, status="diverged", flops_model=first.flops_model // 2)
+    about = dataclasses.replace(comparison.about, cells=(half, *others))
+    cut = dataclasses.replace(comparison, about=about)
+    assert spent(cut, first.series, first.budget) == spent(comparison, first.series, first.budget)
 
 
 def test_scatter_that_is_unlike_is_said() -> None:

@@ -42,9 +42,11 @@ def error(result: Result, found: Estimate) -> Estimate:
 
 
 def spent(comparison: Comparison, series: str, budget: int) -> float:
-    """Model FLOPs of a cell, the mean over seeds."""
+    """Model FLOPs of a cell, the mean over the seeds that finished."""
     cells = [
-        cell.flops_model for cell in comparison.about.cells if (cell.series, cell.budget) == (series, budget)
+        cell.flops_model
+        for cell in comparison.about.cells
+        if (cell.series, cell.budget, cell.status) == (series, budget, "finished")
     ]
     return float(np.mean(cells))
 

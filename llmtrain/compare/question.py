@@ -36,4 +36,7 @@ def status(contest: Contest) -> str:
     finished = [cell for cell, one in zip(plan.cells, found, strict=True) if one.state is State.FINISHED]
     those = contestants(contest, plan.cells, finished)
     n_measured = sum(path_of(contest.folder, one.id).exists() for one in those)
-    return f"{table(found)}\n{n_measured} of {len(those)} measured, of those that are finished"
+    return (
+        f"{table(found)}\n{n_measured} of {len(those)} that can be measured now have scores; a change of the "
+        "yardsticks measures them anew"
+    )
