@@ -1,15 +1,18 @@
 """Fits of planted laws: what was put in comes out, whatever the form, the scale or the noise."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from llmtrain.errors import ConfigError, DataError, NumbersError
-from llmtrain.scaling import Method, fit
+from llmtrain.scaling import Method, fit, read, read_fit
+from llmtrain.scaling.columns import Columns
 from llmtrain.scaling.forms import FORMS
 from llmtrain.scaling.resample import draw
 from planted import LAWS, planted, points, surface
@@ -198,12 +201,45 @@ def test_settings_without_a_meaning_are_refused_in_one_line(word: list[str], sai
     assert "\n" not in str(caught.value)
 
 
-def test_a_series_that_cannot_be_fitted_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_a_series_that_cannot_be_fitted_is_named_and_takes_no_other_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = points("power", noise=0.001)
-    rows = [f"good,{c},{y}" for c, y in zip(made.x["c"], made.loss, strict=True)] + ["bad,1e18,3.0"]
-    (tmp_path / "runs.csv").write_text("\n".join(["arch,c,loss", *rows]))
+    rows = [f"good,{c},{y}" for c, y in zip(made.x["c"], made.loss, strict=True)]
+    (tmp_path / "runs.csv").write_text("\n".join(["arch,c,loss", "bad,1e18,3.0", "worse,1e18,3.0", *rows]))
     words = [str(tmp_path / "runs.csv"), "--c", "c", "--loss", "loss", "--series", "arch", "--form", "power"]
-    with pytest.raises(DataError, match=r"^series bad: 1 points cannot .* --where arch!=bad$"):
-        fit_command([*words, "--out", str(tmp_path), "--bootstrap", "0"])
-    fit_command([*words, "--out", str(tmp_path), "--bootstrap", "0", "--where", "arch!=bad", "--no-report"])
-    assert (tmp_path / "fit.json").exists()
+    fit_command([*words, "--out", str(tmp_path), "--bootstrap", "0"])
+    assert "series bad has no law: 1 points cannot determine" in capsys.readouterr().out
+    found = json.loads((tmp_path / "fit.json").read_text())
+    assert list(found["series"]) == ["good"] and found["failed"].keys() == {"bad", "worse"}
+    assert "Series without a law" in (tmp_path / "report.html").read_text()
+    assert read_fit(tmp_path).about.series == "good"
+    with pytest.raises(DataError, match=r"^no series can be fitted; bad: 1 points"):
+        fit_command([*words, "--out", str(tmp_path), "--bootstrap", "0", "--where", "arch!=good"])
+
+
+def test_a_run_that_stands_there_twice_is_one_run(tmp_path: Path) -> None:
+    made = points("power", noise=0.001)
+    rows = [f"r{i},{c},{y}" for i, (c, y) in enumerate(zip(made.x["c"], made.loss, strict=True))]
+    (tmp_path / "runs.csv").write_text("\n".join(["name,c,loss", *rows, rows[0], rows[1]]))
+    [named] = read(tmp_path / "runs.csv", Columns(run="name", c="c", loss="loss"))
+    assert len(named) == len(made)
+    assert [(e.run, e.reason) for e in named.excluded] == [(r, "it stands there twice") for r in ("r0", "r1")]
+    [nameless] = read(tmp_path / "runs.csv", Columns(c="c", loss="loss"))
+    assert len(nameless) == len(made) + 2  # they may be two seeds
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"form": "isoflop", "frontier_bins": 5}, "--frontier-bins"),
+        ({"form": "isoflop", "drop_worst_residual": 1}, "--drop-worst-residual"),
+        ({"form": "envelope", "drop_worst_residual": 1}, "--drop-worst-residual"),
+        ({"form": "envelope"}, "weights"),
+    ],
+)
+def test_a_fit_of_optima_refuses_what_it_would_not_use(method: dict[str, Any], said: str) -> None:
+    made = points("chinchilla")
+    weighted = made if len(method) > 1 else replace(made, weight=1.0 + np.arange(len(made)) % 2)
+    with pytest.raises(ConfigError, match=f"makes no use of {said}: leave that out"):
+        fit(weighted, Method(bootstrap=0, **method))

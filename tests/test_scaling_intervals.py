@@ -59,6 +59,13 @@ def test_simulated_sweeps_are_fitted_as_real_ones() -> None:
     assert alone.bands(HELD_OUT, 0.95).loss == pytest.approx(found.predicted[1], rel=1e-7)
 
 
+def test_what_is_fixed_is_fixed_in_simulated_sweeps_too() -> None:
+    fixed = {"E": 1.1 * SMALL["E"]}
+    found = simulate(quickstart(), SMALL, Method(fix=fixed), HELD_OUT, sigma=0.007, count=3, seed=4)
+    assert len(found.laws) == 3
+    assert all(law.parameters["E"] == pytest.approx(fixed["E"]) for law in found.laws)
+
+
 def test_the_runs_band_holds_the_laws() -> None:
     p = points("chinchilla", noise=0.01)
     bands = fit(p, Method(bootstrap=0)).law.bands(p.x, 0.95)

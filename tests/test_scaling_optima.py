@@ -7,6 +7,7 @@ import pytest
 
 from llmtrain.errors import DataError
 from llmtrain.scaling import Columns, Method, fit, read
+from llmtrain.scaling.cautions import cautions
 from llmtrain.scaling.curve import NoMinimumError, minimum
 from llmtrain.scaling.flops import measured
 from llmtrain.scaling.published import LAWS as PUBLISHED
@@ -69,6 +70,10 @@ def test_budgets_without_a_minimum_inside_are_excluded_with_the_reason() -> None
     [lost] = found.optima.excluded
     assert "1e+20" in lost.run
     assert "minimum" in lost.reason
+    out = {e.run for e in found.points.excluded}
+    assert out == set(cut.run[cut.x["c"] > 5e19]) and len(found.points) == 15
+    assert all(lost.run in e.reason for e in found.points.excluded)
+    assert found.points.x["c"].max() == pytest.approx(1e19)  # else it would count as fitted
 
 
 def test_curves_that_bend_the_wrong_way_have_no_minimum() -> None:
@@ -109,6 +114,42 @@ def test_intervals_of_exponents_have_the_truth() -> None:
         ).parameters["a"]
         inside += found.lo <= a <= found.hi
     assert inside >= 16
+
+
+@pytest.mark.parametrize("residual", ["log", "raw"])
+def test_intervals_of_a_fit_of_optima_hold_the_noise_of_its_curves(residual: str) -> None:
+    """Three budgets leave a line one degree of freedom, so without the curves' own noise luck would decide."""
+    sigma, budgets = 0.01, np.geomspace(1e17, 1e19, 3)
+    clean = curves(EPOCH, budgets, 2.0, sizes=5)
+    twice = planted("chinchilla", EPOCH, {key: np.tile(column, 2) for key, column in clean.x.items()})
+    method = Method(form="isoflop", residual=residual, bootstrap=0, fix={"E": EPOCH["E"]})
+    inside, of = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        noisy = replace(twice, loss=twice.loss * np.exp(sigma * rng.standard_normal(len(twice))))
+        try:
+            found = fit(noisy, method)
+        except DataError:  # noise took a minimum out of its sizes
+            continue
+        truth = planted("chinchilla", EPOCH, {key: column[7:8] for key, column in clean.x.items()}).loss[0]
+        bands = found.law.bands({"c": np.array([1e18])}, 0.95)
+        run = truth * np.exp(sigma * rng.standard_normal())
+        inside, of = inside + bool(bands.run_lo[0] <= run <= bands.run_hi[0]), of + 1
+        unit = 1.0 if residual == "log" else float(found.optima.column("loss").mean())
+        assert found.law.sigma.run >= 0.5 * sigma * unit
+        assert found.optima.noise.n.shape == found.optima.column("n").shape
+    assert of > 30 and inside >= 0.93 * of
+
+
+def test_a_minimum_that_noise_often_takes_away_is_warned_of() -> None:
+    """Two seeds of each size, the second as far below its curve as the first is above: minima stay, noise shows."""
+    clean = curves(EPOCH, np.geomspace(1e17, 1e19, 3), 1.3, sizes=5)
+    made = planted("chinchilla", EPOCH, {key: np.tile(column, 2) for key, column in clean.x.items()})
+    for sigma, warned in ((1e-5, False), (0.02, True)):
+        up = np.exp(np.repeat([sigma, -sigma], len(clean)))
+        found = fit(replace(made, loss=made.loss * up), Method(form="isoflop", bootstrap=0))
+        names = {caution.name for caution in cautions(found, None, [])}
+        assert ("minimum lost in noise" in names) == warned
 
 
 def test_the_envelope_is_what_no_cheaper_run_reaches() -> None:

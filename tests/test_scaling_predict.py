@@ -121,7 +121,7 @@ def test_fit_json_is_data_at_full_precision(tmp_path: Path) -> None:
     assert plain["delta"] == "inf"
     assert plain["n_points"] == 75
     assert plain["unit"] == "run"
-    assert set(plain["sigma"]) == {"residual", "replicate", "replicate_dof"}
+    assert set(plain["sigma"]) == {"residual", "replicate", "replicate_dof", "curves"}
     [at] = [one for one in plain["optimal"]["at"] if one["flops"] == 1e22]
     for name in ("n", "d", "loss"):
         assert at[f"{name}_lo"] < at[name] < at[f"{name}_hi"]
@@ -149,6 +149,12 @@ def test_a_compute_multiplier_is_found_with_its_interval(form: str) -> None:
     for multiplier in found["multipliers"]:
         assert multiplier["lo"] < 1.6 < multiplier["hi"]
         assert multiplier["value"] == pytest.approx(1.6, rel=0.05)
+        for made, law in (
+            (first.points, first),
+            (second.points, second),
+        ):  # both came to it in what was fitted
+            ends = [law.best_at(float(c)).loss.value for c in (made.x["c"].min(), made.x["c"].max())]
+            assert ends[1] < multiplier["loss"] < ends[0]
 
 
 def test_exponents_that_differ_are_told_apart_and_equal_ones_are_not() -> None:

@@ -162,11 +162,19 @@ def test_series_may_have_scores_of_their_own(tmp_path: Path) -> None:
 
 
 def test_runs_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
-    for part in ("first", "second"):
-        write(tmp_path / part, record("a"))
+    for seconds, part in enumerate(("first", "second"), 1):
+        write(tmp_path / part, record("a", wall_seconds=float(seconds)))
     [points] = read(tmp_path)
     assert [str(name) for name in points.run] == ["first/a", "second/a"]
     assert points.n_units == 2
+
+
+def test_a_copy_of_a_run_is_no_replicate(tmp_path: Path) -> None:
+    for part in ("first", "second"):  # equal to the last measured second
+        write(tmp_path / part, record("a"))
+    [points] = read(tmp_path)
+    assert [str(name) for name in points.run] == ["first/a"]
+    assert [(e.run, e.reason) for e in points.excluded] == [("second/a", "a copy of first/a")]
 
 
 def test_branches_of_a_trunk_are_one_unit(tmp_path: Path) -> None:

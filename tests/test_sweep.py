@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,33 +17,13 @@ from llmtrain.sweep.cells import Role
 from llmtrain.sweep.kept import FILE
 from llmtrain.sweep.load import sweep_from
 from llmtrain.sweep.memory import bytes_at_peak
-from llmtrain.sweep.plan import Plan, kept_plan
-from llmtrain.sweep.pool import Ended, Job
+from llmtrain.sweep.plan import kept_plan
 from llmtrain.sweep.progress import status
-from llmtrain.sweep.question import answer, planned, series_of
-from llmtrain.sweep.runner import CellsFailed
-from llmtrain.sweep.settings import Sweep
-from pools import Forked
-from runs import overrides, write_text
+from llmtrain.sweep.question import planned, series_of
+from runs import write_text
+from sweeps import elsewhere, run, words
 
 pytestmark = pytest.mark.slow
-
-
-def words(home: Path, name: str, **own: object) -> list[str]:
-    """Of a sweep of tiny runs in ``home``."""
-    common = [
-        w for w in overrides(home, seq_len=32, batch_rows=2, eval__rows=8, eval__batch_rows=64)
-        if not w.startswith(("steps=", "runs=", "size=", "model.d_model=", "trainer.log_every="))
-    ]  # fmt: skip
-    changes: dict[str, object] = {
-        "name": name, "runs": home, "depth": 1, "budgets": "[2e7,6e7,2e8]", "factors": "[0.5,1,2]", "seeds": "[0]",
-        "optimum.n": 8e3, "optimum.flops": 2e7, "optimum.exponent": 0.2, "tuning.rates": 1, "limits.least_steps": 1,
-        "batch_test": "null", "report": "false", "fit.bootstrap": 50, "held_out.flops": 4e8, "held_out.seeds": "[0]",
-    }  # fmt: skip
-    return [
-        "sweep=isoflop", "sweep.series={tiny: [objective=clm]}",
-        *(f"sweep.{key}={value}" for key, value in (changes | own).items()), *common,
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +31,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     write_text(folder)
     return folder
-
-
-def run(home: Path, name: str, **own: Any) -> Forked:
-    sweep, pool = sweep_from(words(home, name, **own)), Forked()
-    answer(sweep, planned(sweep, startup=1.0), force=True, pool=pool)
-    return pool
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +150,8 @@ def test_rates_of_the_smallest_size_serve_all_where_the_parametrisation_carries_
         ("sweep.prior={_target_: llmtrain.run_folder.Path.touch, self: evil}", "there is no such class"),
         ("optim.rl=1", r"did you mean optim\.lr"),
         ("sweep.fit.form=chinchila", "chinchilla"),
+        ("sweep.budgets=[]", "makes no cell"),
+        ("sweep.factors=[1,1]", "has one of them twice"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_right_word(word: str, said: str) -> None:
@@ -186,49 +160,27 @@ def test_a_mistake_is_one_line_that_names_the_right_word(word: str, said: str) -
     assert "\n" not in str(refusal.value)
 
 
-class Ending:
-    """The first cell ends with ``code``, and no other is run."""
-
-    workers = 1
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-
-    def run(
-        self, jobs: Sequence[Job], on_start: Callable[[Job], None], on_end: Callable[[Ended], None]
-    ) -> None:
-        for job in jobs[:1]:
-            on_end(Ended(job, self.code, 1.0))
+HELD_OUT = "sweep.held_out={_target_: llmtrain.sweep.settings.HeldOut, flops: 1e9"
 
 
-def elsewhere(done: Path, home: Path) -> tuple[Sweep, Plan]:
-    """The finished sweep and its plan, with ``home`` in the place of its folder."""
-    sweep = sweep_from(words(done.parent, "a"))
-    plan = kept_plan(sweep)
-    assert plan is not None
-    return dataclasses.replace(sweep, runs=home), plan
-
-
-@pytest.mark.parametrize(("code", "exit_code"), [(143, 75), (-9, 75), (5, 5)])
-def test_no_law_is_fitted_without_a_cell_that_was_stopped_or_failed(
-    done: Path, tmp_path: Path, code: int, exit_code: int
+@pytest.mark.parametrize(
+    ("kind", "asked", "said"),
+    [
+        ("isoflop", ["sweep.fit.form=isoflop", f"{HELD_OUT}, n: 1e4}}"], "leave it null"),
+        ("isoflop", ["sweep.fit.form=power", f"{HELD_OUT}}}"], "give held_out.n"),
+        ("isoflop", ["sweep.fit.form=clark", f"{HELD_OUT}, n: 1e4}}"], "experts"),
+        ("parametric", ["sweep.fit.form=isoflop", "sweep.held_out=null"], "runs of equal FLOPs"),
+        ("ladder", ["sweep.fit.form=isoflop", "sweep.held_out=null"], "runs of equal FLOPs"),
+        ("parametric", ["sweep.sizes=[]"], "makes no cell"),
+        ("ladder", ["sweep.tokens_per_param=[5,5]"], "has one of them twice"),
+    ],
+)
+def test_what_the_law_could_not_say_is_refused_before_anything_runs(
+    kind: str, asked: list[str], said: str
 ) -> None:
-    sweep, plan = elsewhere(done, tmp_path)
-    shutil.copytree(done / "cells", tmp_path / "a" / "cells")
-    shutil.rmtree(next((tmp_path / "a" / "cells").iterdir()))
-    with pytest.raises(CellsFailed, match="the same command tries again") as failure:
-        answer(sweep, plan, force=True, pool=Ending(code))
-    assert failure.value.exit_code == exit_code
-    assert not (tmp_path / "a" / "fit").exists()
-
-
-def test_a_sealed_prediction_is_of_the_law_that_the_records_make(done: Path, tmp_path: Path) -> None:
-    sweep, plan = elsewhere(done, tmp_path)
-    shutil.copytree(done, tmp_path / "a")
-    sealed = tmp_path / "a" / "fit" / "tiny" / "prediction.json"
-    sealed.write_text(json.dumps(json.loads(sealed.read_text()) | {"loss": 1.0}))
-    with pytest.raises(ConfigError, match=r"predicts 1\.0000 .* another name"):
-        answer(sweep, plan, force=True, pool=Forked())
+    with pytest.raises(ConfigError, match=said) as refusal:
+        sweep_from([f"sweep={kind}", *asked])
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_middle_cell_settles_batch_and_noise_before_the_grid_is_run(home: Path) -> None:

@@ -1,9 +1,13 @@
 """A ladder's trunk and branches: each branch starts where the trunk has a checkpoint, and ends at its horizon."""
 
+import dataclasses
+
 import pytest
 
 from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.ladder import ladder
+from llmtrain.sweep.load import sweep_from
+from llmtrain.sweep.settings import Ladder
 
 
 def rung(steps: int, n: int = 1000, seed: int = 0) -> Cell:
@@ -53,3 +57,28 @@ def test_sizes_and_seeds_have_trunks_of_their_own() -> None:
     )
     assert len({c.id for c in cells}) == len(cells) == 4 * (1 + 2 + 1)
     assert len([c for c in cells if c.role is Role.TRUNK]) == 4
+
+
+def test_a_branch_costs_what_it_trains_itself() -> None:
+    rungs = [dataclasses.replace(rung(n), seconds=float(n)) for n in (100, 200)]
+    trunk, *others = ladder(rungs, decay=0.2, warmup=0.1)
+    short, check, long = others
+    assert [c.steps for c in (trunk, short, check, long)] == [160, 100, 100, 200]
+    assert [c.own_share for c in (trunk, short, check, long)] == [
+        1,
+        pytest.approx(0.2),
+        1,
+        pytest.approx(0.2),
+    ]
+    assert [c.seconds for c in (trunk, short, check, long)] == pytest.approx([160, 20, 100, 40])
+
+
+def test_what_is_beside_the_ladder_is_trained_by_its_recipe() -> None:
+    sweep = sweep_from(["sweep=ladder"])
+    assert isinstance(sweep, Ladder)
+    short = sweep.tokens_per_param[0]
+    cell = dataclasses.replace(rung(1000), tokens=round(4 * short * 1000))  # four times the shortest horizon
+    alone = sweep.alone(cell)
+    assert value(alone, "schedule") == "wsd"
+    assert int(value(alone, "schedule.decay")) == round(sweep.decay * 1000)
+    assert int(value(alone, "schedule.warmup")) == round(sweep.warmup * 1000 / 4)

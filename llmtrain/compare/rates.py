@@ -10,7 +10,7 @@ from llmtrain.compare.plan import Plan
 from llmtrain.compare.settings import Rates
 from llmtrain.config import to_plain
 from llmtrain.run_folder import write_text
-from llmtrain.sweep.conduct import TUNING
+from llmtrain.sweep.edges import TUNING
 from llmtrain.sweep.runner import Runner
 from llmtrain.sweep.tuning import Best, Tried, at_rate, best_of
 

@@ -25,6 +25,7 @@ _WARMUP = 0.1
 _MISFIT = 2.0  # residual sd over replicate sd
 _FAR = 5.0  # robust sds: no normal noise is so far off
 _ROUNDING = 1e-9
+_LOST = 0.1  # of noisy copies of a curve
 _SPREAD = 0.01  # of the loss predicted at ten times the FLOPs
 
 
@@ -143,6 +144,13 @@ def _of_curves(found: Fit) -> Iterator[Caution]:
     if lost := len(found.optima.excluded):
         text = f"{lost} budgets have no minimum inside their sizes (see what is excluded)"
         yield Caution("minimum on an edge", lost, 0, text)
+    noise = found.optima.noise
+    if noise is not None and noise.lost > _LOST:
+        text = (
+            f"of noisy copies of one curve {noise.lost:.0%} have no minimum inside: its place is hardly known; train "
+            "sizes further out, or more seeds"
+        )
+        yield Caution("minimum lost in noise", noise.lost, _LOST, text)
     widest = 0.0
     number = budgets(found.points.x["c"])
     for b in np.unique(number):
@@ -151,11 +159,7 @@ def _of_curves(found: Fit) -> Iterator[Caution]:
     if found.method.form == "isoflop" and widest > _WINDOW:
         text = f"sizes reach {widest:.3g} times to either side of the middle: minima are biased beyond {_WINDOW:g}"
         yield Caution("wide window", widest, _WINDOW, text)
-    if (
-        found.method.form == "isoflop"
-        and found.law.fixed.get("E", 0.0) < -100
-        and "E" not in found.method.fix
-    ):
+    if found.lines and found.law.fixed.get("E", 0.0) < -100 and "E" not in found.method.fix:
         n = len(found.optima.found)
         yield Caution(
             "no offset",

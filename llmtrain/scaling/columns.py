@@ -13,7 +13,7 @@ import numpy as np
 from llmtrain.config import config
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.scaling.flops import SIX_ND, Convention, measured
-from llmtrain.scaling.points import About, Points, sha256_of
+from llmtrain.scaling.points import About, Points, sha256_of, without_copies
 from llmtrain.typos import did_you_mean, nearest
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -119,7 +119,7 @@ def _points(path: Path, header: list[str], rows: list[_Row], columns: Columns) -
         run = np.array([row.cells[columns.run] for row in rows])
         unit = np.unique(run, return_inverse=True)[1]
     assert columns.loss is not None
-    return Points(
+    made = Points(
         x=x,
         loss=column(columns.loss),
         weight=np.ones(len(rows)) if columns.weight is None else column(columns.weight),
@@ -135,6 +135,7 @@ def _points(path: Path, header: list[str], rows: list[_Row], columns: Columns) -
             table=True,
         ),
     )
+    return made if columns.run is None else without_copies(made)  # without names, equal rows may be two seeds
 
 
 def with_third(x: dict[str, np.ndarray], c_name: str) -> tuple[dict[str, np.ndarray], Convention]:

@@ -26,7 +26,6 @@ _LOSSES = 3  # at which multipliers are stated
 _ANY_FLOPS = 1e18  # where the search for a loss begins
 _EXACT = 1e-12  # of ln L
 _STEPS, _LONGEST, _APART = 25, 8.0, 1e-3  # of it, in ln C
-_REACH = 10  # times the compute that was fitted: beyond it a multiplier is extrapolation
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def compare(first: Fit, second: Fit) -> dict[str, Any]:
 
 
 def multipliers(first: Fit, second: Fit) -> list[Multiplier]:
-    """At losses that both series came near to: from the lowest that one reached to the highest where both began."""
+    """At losses that both laws come to within the compute that was fitted: beyond it a multiplier is extrapolation."""
     found = []
     level, dof = first.method.level, min(first.law.dof, second.law.dof)
     t = float(stdtrit(dof, 0.5 + level / 2))
@@ -93,7 +92,7 @@ def _common_losses(first: Fit, second: Fit) -> list[float]:
     ranges = []
     for f in (first, second):
         c = f.points.x["c"]
-        ends = lowest_loss(f.law, np.repeat(f.law.theta[None], 2, 0), np.array([c.min(), _REACH * c.max()]))
+        ends = lowest_loss(f.law, np.repeat(f.law.theta[None], 2, 0), np.array([c.min(), c.max()]))
         ranges.append((float(ends[1]), float(ends[0])))
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
     return [] if low >= high else np.linspace(high, low, _LOSSES + 2)[1:-1].tolist()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from llmtrain.errors import DataError
+from llmtrain.errors import ConfigError, DataError
 from llmtrain.scaling.best import Best, best_at, best_on_lines, slopes
 from llmtrain.scaling.bins import lowest_in_bins
 from llmtrain.scaling.estimate import Estimate, Problem, estimate
@@ -150,15 +150,20 @@ def flops_of_interest(points: Points, method: Method) -> tuple[float, ...]:
 
 def _two_stage(given: Points, points: Points, method: Method) -> Fit:
     """The optima first, then power laws through them."""
+    _refuse_unused(points, method)
     points.require(("n", "d", "c"), f"form {method.form}")
     log = method.residual == "log"
-    known = replicates(points, log=log)
     if method.form == "isoflop":
         optima = isoflop_optima(points, method, replicates(points, log=True))
     else:
         optima = envelope_optima(points, method)
+    points, noise = optima.kept, optima.noise
+    known = replicates(points, log=log)
     c = optima.column("flops")
-    lines = (line(c, optima.column("n"), optima.drawn_n), line(c, optima.column("d"), optima.drawn_d))
+    lines = (
+        line(c, optima.column("n"), None if noise is None else noise.n),
+        line(c, optima.column("d"), None if noise is None else noise.d),
+    )
     fix = method.fix if "E" in method.fix or len(c) >= _BUDGETS_FOR_OFFSET else method.fix | {"E": 0.0}
     by_compute = replace(
         method, form="power", fix=fix, frontier_bins=None, bootstrap=0, drop_worst_residual=0
@@ -166,7 +171,11 @@ def _two_stage(given: Points, points: Points, method: Method) -> Fit:
     problem = Problem.of(FORMS["power"], {"c": c}, fix, log=log)
     loss, ones = optima.column("loss"), np.ones(len(c))
     found = estimate(problem, loss, ones, method.delta)
-    law = law_of(problem, found, ones, np.arange(len(c)), known, points.convention)
+    unit = 1.0 if log else float(loss.mean())  # of what is relative
+    floor = 0.0 if noise is None else unit**2 * float(noise.loss.mean())
+    law = law_of(problem, found, ones, np.arange(len(c)), known, points.convention, least_variance=floor)
+    if noise is not None:
+        law = replace(law, sigma=replace(law.sigma, curves=unit * noise.run))
     level = method.level
     draws = WITHHELD if _how(points, problem, known) == "withheld" else NO_DRAWS
     if draws.withheld:
@@ -179,5 +188,18 @@ def _two_stage(given: Points, points: Points, method: Method) -> Fit:
     }
     named |= _named(law, draws, by_compute)
     best = tuple(best_on_lines(lines, law, draws, c, level) for c in flops_of_interest(points, method))
-    points = replace(points, excluded=points.excluded + optima.excluded)
     return Fit(method, given, points, law, found, draws, known, named, best, optima, lines)
+
+
+def _refuse_unused(points: Points, method: Method) -> None:
+    """Raises ConfigError for what a fit of optima would leave unheard."""
+    unused = {
+        "weights": bool(np.ptp(points.weight)),
+        "--drop-worst-residual": bool(method.drop_worst_residual),
+        "--frontier-bins": method.form == "isoflop" and method.frontier_bins is not None,
+    }
+    if named := [name for name, given in unused.items() if given]:
+        raise ConfigError(
+            f"form {method.form} fits the optima of budgets and makes no use of {' or '.join(named)}: leave that out, "
+            "or take a form that is fitted to runs, as --form chinchilla"
+        )

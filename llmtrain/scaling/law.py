@@ -30,12 +30,15 @@ class Sigma:
     residual: float
     replicate: float | None
     replicate_dof: int = 0
+    curves: float | None = (
+        None  # of runs around the curves of their budgets, where the law is of their minima
+    )
 
     @property
     def run(self) -> float:
         """What a new run scatters by."""
         enough = self.replicate is not None and self.replicate_dof >= 2
-        return max(self.residual, self.replicate or 0.0) if enough else self.residual
+        return max(self.residual, self.curves or 0.0, (self.replicate or 0.0) if enough else 0.0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,10 @@ def law_of(
     unit: Int[np.ndarray, " n"],
     known: Replicates,
     convention: Convention,
+    *,
+    least_variance: float = 0.0,
 ) -> Law:
+    """``least_variance``: that of a point by what is known of its making; its residual may be smaller by luck."""
     weight = weight / weight.mean()  # else sd would be in units of the weights
     n, n_units = len(weight), len(np.unique(unit))
     spare = n - problem.n_free
@@ -115,6 +121,7 @@ def law_of(
     variance = float((weight * force**2).sum() / spare)
     if known.enough and known.sigma is not None:
         variance = max(variance, known.sigma**2)
+    variance = max(variance, least_variance)
     leverage = _leverages(jacobian, weight, bread)
     scores = jacobian * (weight * force / np.sqrt(np.maximum(1 - leverage, LEAST_LEFT)))[:, None]
     if n_units < n:  # a unit's scores add up before they are squared

@@ -15,7 +15,8 @@ from llmtrain.scaling.method import Method
 from llmtrain.scaling.points import Excluded, Points
 from llmtrain.scaling.replicates import Replicates
 
-_DRAWS = 400  # at most, of each curve
+_DRAWS, _LEAST_DRAWS = 400, 200  # of each curve: with many resamples, and with none
+_HALF = 0.5  # of the draws: a minimum that more of them lose may lie anywhere among the sizes
 _FEWEST = 3  # budgets that a power law needs: two would leave nothing to see how well it fits
 
 
@@ -33,12 +34,24 @@ class Optimum:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What the scatter of runs does to the optima of curves: variances of ln N, ln D and ln L of each, [b]."""
+
+    n: Float[np.ndarray, " b"]
+    d: Float[np.ndarray, " b"]
+    loss: Float[np.ndarray, " b"]
+    run: float  # relative sd of one run around its curve
+    lost: float  # of the noisy copies of the curve that loses most, the share without a minimum inside
+
+
+@dataclass(frozen=True)
 class Optima:
     found: tuple[Optimum, ...]
     others: dict[str, tuple[Optimum, ...]]  # by other estimators, for comparison
     excluded: tuple[Excluded, ...]  # budgets
-    drawn_n: Float[np.ndarray, "R b"] | None
-    drawn_d: Float[np.ndarray, "R b"] | None
+    points: Points  # the runs of all budgets
+    kept: Points  # of those that have an optimum
+    noise: Noise | None  # none where optima are runs
 
     def column(self, name: str) -> Float[np.ndarray, " b"]:
         return np.array([getattr(o, name) for o in self.found])
@@ -57,32 +70,49 @@ def isoflop_optima(points: Points, method: Method, known: Replicates) -> Optima:
     ]
     first, *others = estimators(method.minimum, float(np.median([curve.sizes for curve in curves])))
     rng = np.random.default_rng(method.seed)
-    kept: list[Optimum] = []
+    count = min(max(method.bootstrap, _LEAST_DRAWS), _DRAWS)
+    found: list[Optimum] = []
     excluded: list[Excluded] = []
     beside: dict[str, list[Optimum]] = {}
-    draws: list[tuple[np.ndarray, np.ndarray]] = []
-    for curve in curves:
+    spreads: list[_Spread] = []
+    kept, of = points, number  # the runs that are left, and the budget of each
+    for b, curve in enumerate(curves):
         try:
-            kept.append(curve.optimum(first))
+            found.append(curve.optimum(first))
         except NoMinimumError as reason:
             why = f"{reason} (by {first}, {curve.sizes} sizes)"
-            excluded.append(Excluded(f"budget {curve.flops:.4g} FLOPs", why))
+            name = f"budget {curve.flops:.4g} FLOPs"
+            excluded.append(Excluded(name, why))
+            kept, of = kept.keep(of != b, f"{name}: {why}"), of[of != b]
             continue
         for how in others:
             with contextlib.suppress(NoMinimumError):
                 beside.setdefault(how, []).append(curve.optimum(how))
-        if method.bootstrap:
-            draws.append(curve.drawn(first, rng, min(method.bootstrap, _DRAWS), known.sigma or 0.0))
-    if len(kept) < _FEWEST:
+        spreads.append(curve.spread(first, rng, count, known.sigma or 0.0))
+    if len(found) < _FEWEST:
         reasons = "; ".join(f"{e.run}: {e.reason}" for e in excluded)
         raise DataError(
-            f"{points.about.source}, series {points.about.series}: {len(kept)} of {len(curves)} budgets have a minimum "
-            f"inside their sizes, and a power law needs {_FEWEST}{f' ({reasons})' if reasons else ''}: train further "
-            "sizes or budgets, or fit another form"
+            f"{points.about.source}, series {points.about.series}: {len(found)} of {len(curves)} budgets have a "
+            f"minimum inside their sizes, and a power law needs {_FEWEST}{f' ({reasons})' if reasons else ''}: train "
+            "further sizes or budgets, or fit another form"
         )
     named = {how: tuple(optima) for how, optima in beside.items()}
-    drawn_n, drawn_d = (_complete([d[i] for d in draws]) for i in (0, 1))
-    return Optima(tuple(kept), named, tuple(excluded), drawn_n, drawn_d)
+    return Optima(tuple(found), named, tuple(excluded), points, kept, _noise(spreads))
+
+
+class _Spread(NamedTuple):
+    """Of the minimum of one curve: variances of ln N, ln D and ln L, the sd of a run, and the share of draws lost."""
+
+    n: float
+    d: float
+    loss: float
+    run: float
+    lost: float
+
+
+def _noise(spreads: list[_Spread]) -> Noise:
+    n, d, loss, run, lost = (np.array(column) for column in zip(*spreads, strict=True))
+    return Noise(n, d, loss, run=float(np.sqrt((run**2).mean())), lost=float(lost.max()))
 
 
 class _Curve(NamedTuple):
@@ -107,14 +137,27 @@ class _Curve(NamedTuple):
         n, d = float(np.exp(by_n.at)), float(np.exp(by_d.at))
         return Optimum(self.flops, n, d, by_n.loss, flat, how, len(self.n))
 
-    def drawn(
-        self, how: str, rng: np.random.Generator, count: int, sigma: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """N and D of the minima of noisy copies; the noise is the replicates', or what the curve shows if more."""
+    def spread(self, how: str, rng: np.random.Generator, count: int, sigma: float) -> _Spread:
+        """Of the minima of noisy copies; the noise is the replicates', or what the curve shows if more."""
         sigma = max(sigma, scatter(np.log(self.n), self.loss))
         losses = self.loss * np.exp(sigma * rng.standard_normal((count, len(self.loss))))
-        n, d = (np.exp(drawn_minima(np.log(x), losses, how)[0]) for x in (self.n, self.d))
-        return n, d
+        (n, least), (d, _) = (drawn_minima(np.log(x), losses, how) for x in (self.n, self.d))
+        lost = max(float((~np.isfinite(at)).mean()) for at in (n, d))
+        there = np.isfinite(n)
+        low = np.log(least[there]) if (least[there] > 0).all() else np.zeros(0)
+        return _Spread(
+            _variance(n, np.log(self.n)), _variance(d, np.log(self.d)),
+            float(low.var(ddof=1)) if len(low) > 1 else sigma**2, sigma, lost,
+        )  # fmt: skip
+
+
+def _variance(drawn: Float[np.ndarray, " R"], sizes: Float[np.ndarray, " k"]) -> float:
+    """Of drawn minima, each the logarithm of a size."""
+    there = drawn[np.isfinite(drawn)]
+    anywhere = float(np.ptp(sizes)) ** 2 / 12  # of what lies anywhere among the sizes
+    if len(there) < _HALF * len(drawn):
+        return anywhere
+    return float(there.var(ddof=1))
 
 
 def estimators(asked: str, sizes: float) -> tuple[str, ...]:
@@ -125,14 +168,6 @@ def estimators(asked: str, sizes: float) -> tuple[str, ...]:
     if asked != "auto":
         return (asked,)
     return ("quadratic",) if sizes < MANY_SIZES else ("akima", "robust", "local", "quadratic")
-
-
-def _complete(draws: list[np.ndarray]) -> np.ndarray | None:
-    """Resamples in which every budget has its minimum, [R b]."""
-    if not draws:
-        return None
-    table = np.stack(draws, 1)
-    return table[np.isfinite(table).all(1)]
 
 
 def envelope_optima(points: Points, method: Method) -> Optima:
@@ -148,4 +183,4 @@ def envelope_optima(points: Points, method: Method) -> Optima:
         Optimum(float(x["c"][i]), float(x["n"][i]), float(x["d"][i]), float(loss[i]), None, "envelope", 1)
         for i in chosen
     )
-    return Optima(found, {}, (), None, None)
+    return Optima(found, {}, (), points, points, None)

@@ -116,6 +116,15 @@ _WAYS = {
 }
 
 
+def without_copies(points: Points) -> Points:
+    """Without runs that stand there again, by name, inputs and loss: a copy is no replicate, and tells no noise."""
+    columns = [*points.x.values(), points.loss]
+    rows = list(zip(points.run.tolist(), *(column.tolist() for column in columns), strict=True))
+    first = {row: i for i, row in reversed(list(enumerate(rows)))}
+    kept = np.array([first[row] == i for i, row in enumerate(rows)])
+    return points.keep(kept, "it stands there twice")
+
+
 def without_highest_loss(points: Points, k: int) -> Points:
     """Without the k runs of the highest loss (and those that tie with the last of them)."""
     if k <= 0:

@@ -11,18 +11,23 @@ from llmtrain.scaling.intervals import Interval
 
 @dataclass(frozen=True)
 class Line:
-    """ln y = offset + slope (ln C - centre), by least squares."""
+    """ln y = offset + slope (ln C - centre), by least squares.
+
+    Its variance anywhere is the larger of two: that of the scatter of the optima around it, and that of the noise of
+    the curves that they are the minima of. Few optima tell their own scatter badly.
+    """
 
     centre: float
     offset: float
     slope: float
-    covariance: Float[np.ndarray, "2 2"]
+    covariance: Float[np.ndarray, "2 2"]  # by the scatter around the line
+    noise: Float[np.ndarray, "2 2"]  # by that of the runs around their curves; zeros where it is not known
     dof: int
 
     def at(self, flops: float, level: float) -> Interval:
         x = np.array([1.0, np.log(flops) - self.centre])
         log_y = self.offset + self.slope * x[1]
-        se = float(np.sqrt(x @ self.covariance @ x))
+        se = self._se(x)
         width = float(stdtrit(self.dof, 0.5 + level / 2)) * se if self.dof else np.nan
         y = float(np.exp(log_y))
         if not np.isfinite(width):
@@ -30,11 +35,14 @@ class Line:
         return Interval(y, y * se, y * float(np.exp(-width)), y * float(np.exp(width)))
 
     def exponent(self, level: float) -> Interval:
-        se = float(np.sqrt(self.covariance[1, 1]))
+        se = self._se(np.array([0.0, 1.0]))
         if not self.dof:
             return Interval(self.slope, None, None, None)
         width = float(stdtrit(self.dof, 0.5 + level / 2)) * se
         return Interval(self.slope, se, self.slope - width, self.slope + width)
+
+    def _se(self, x: Float[np.ndarray, " 2"]) -> float:
+        return float(np.sqrt(max(x @ self.covariance @ x, x @ self.noise @ x)))
 
     @property
     def coefficient(self) -> float:
@@ -43,9 +51,9 @@ class Line:
 
 
 def line(
-    c: Float[np.ndarray, " b"], y: Float[np.ndarray, " b"], drawn: Float[np.ndarray, "R b"] | None = None
+    c: Float[np.ndarray, " b"], y: Float[np.ndarray, " b"], noise: Float[np.ndarray, " b"] | None = None
 ) -> Line:
-    """``drawn``: the optima of resampled curves; the larger of their variance and that of the residuals counts."""
+    """``noise``: the variance of each ln y by the noise of its own curve, independent of the others'."""
     u, v = np.log(c), np.log(y)
     centre = float(u.mean())
     x = np.stack([np.ones_like(u), u - centre], 1)
@@ -53,9 +61,5 @@ def line(
     found = pinv @ v
     dof = len(v) - 2
     variance = float(((v - x @ found) ** 2).sum() / dof) if dof > 0 else 0.0
-    covariance = variance * pinv @ pinv.T
-    if drawn is not None and len(drawn) > 1:
-        resampled = np.cov(pinv @ np.log(drawn).T)
-        if resampled[1, 1] > covariance[1, 1]:
-            covariance = resampled
-    return Line(centre, float(found[0]), float(found[1]), covariance, max(dof, 0))
+    of_noise = np.zeros((2, 2)) if noise is None else (pinv * noise) @ pinv.T
+    return Line(centre, float(found[0]), float(found[1]), variance * pinv @ pinv.T, of_noise, max(dof, 0))

@@ -51,6 +51,7 @@ def render(study: Study, drawn: list[Drawn], folder: Path) -> str:
         "report.html.j2",
         series=[_series(one) for one in study.series],
         comparisons=study.comparisons,
+        failed=study.failed,
         figures=[
             {
                 "title": f.title,

@@ -53,6 +53,11 @@ def read_runs(
     ]
     excluded += [Excluded(name, r.status) for name, r in records if r.status != "finished"]
     records = [(name, r) for name, r in records if r.status == "finished"]
+    originals: dict[str, str] = {}
+    for name, record in records:
+        if (first := originals.setdefault(repr(record), name)) != name:
+            excluded.append(Excluded(name, f"a copy of {first}"))
+    records = [(name, r) for name, r in records if originals[repr(r)] == name]
     if not records:
         raise DataError(
             f"{folder}: no run of {len(paths)} finished ({', '.join({e.reason for e in excluded})})"

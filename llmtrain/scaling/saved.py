@@ -56,6 +56,7 @@ def plain_fit(found: Fit) -> dict[str, Any]:
             "residual": law.sigma.residual,
             "replicate": law.sigma.replicate,
             "replicate_dof": law.sigma.replicate_dof,
+            "curves": law.sigma.curves,
         },
         "optimal": {"at": [plain_best(best) for best in found.best]},
         "slopes": [{"flops": b.flops, "a": b.a, "b": b.b} for b in found.best if b.a is not None],
@@ -124,7 +125,10 @@ def _state(found: Fit) -> dict[str, Any]:
         "convention": asdict(law.convention),
     }
     if found.lines:
-        state["lines"] = [asdict(one) | {"covariance": one.covariance.tolist()} for one in found.lines]
+        state["lines"] = [
+            asdict(one) | {"covariance": one.covariance.tolist(), "noise": one.noise.tolist()}
+            for one in found.lines
+        ]
     return state
 
 
@@ -230,11 +234,11 @@ def _saved(path: Path, sha256: str, plain: dict[str, Any]) -> Saved:
         robust=np.array(state["robust"]),
         fixed=state["fixed"],
         log=plain["residual"] == "log",
-        sigma=Sigma(sigma["residual"], sigma["replicate"], sigma["replicate_dof"]),
+        sigma=Sigma(sigma["residual"], sigma["replicate"], sigma["replicate_dof"], sigma.get("curves")),
         dof=state["dof"],
         convention=convention,
     )
-    lines = [Line(**(one | {"covariance": np.array(one["covariance"])})) for one in state.get("lines", [])]
+    lines = [_line(one) for one in state.get("lines", [])]
     return Saved(
         path=path,
         sha256=sha256,
@@ -246,3 +250,9 @@ def _saved(path: Path, sha256: str, plain: dict[str, Any]) -> Saved:
         most_flops=plain["range"].get("c", [None, None])[1],
         plain=plain,
     )
+
+
+def _line(plain: dict[str, Any]) -> Line:
+    """Fits of earlier versions do not tell the noise of their curves apart."""
+    found = {key: np.array(plain.get(key, np.zeros((2, 2)))) for key in ("covariance", "noise")}
+    return Line(**(plain | found))

@@ -80,7 +80,10 @@ def _fitted(
     problem: Problem, law: Mapping[str, float], data: Data, points: Points, method: Method
 ) -> list[Law | None]:
     """The law of each data set, begun at the one that it was drawn from; None where the fit did not converge."""
-    start = np.repeat(problem.form.theta(law, problem.model.centre)[None], len(data.loss), 0)
+    theta = problem.form.theta(law, problem.model.centre)
+    for name, value in problem.fixed.items():  # whatever the truth is, the fit holds to it
+        theta[problem.form.at(name)] = value
+    start = np.repeat(theta[None], len(data.loss), 0)
     first = problem.solve(data, start, [np.inf])
     cells = points.cells()
     known = [sigma_within(np.log(y) if problem.log else y, cells, points.unit) for y in data.loss]

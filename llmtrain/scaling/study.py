@@ -1,12 +1,12 @@
 """A whole study: every series fitted, judged and compared, and ``fit.json`` of it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from llmtrain.config import to_plain
-from llmtrain.errors import UserError
+from llmtrain.errors import DataError, NumbersError, UserError
 from llmtrain.scaling.backtest import backtest, compare_forms
 from llmtrain.scaling.cautions import Caution, cautions
 from llmtrain.scaling.columns import Columns
@@ -51,14 +51,16 @@ class Study:
     series: list[Judged]
     comparisons: list[dict[str, Any]]
     columns: Columns
+    failed: dict[str, UserError] = field(default_factory=dict)  # by series, why it has no law
 
     def plain(self) -> dict[str, Any]:
-        """One series as it is; several under ``series`` by name, with their comparisons."""
+        """One series as it is; several under ``series`` by name, with their comparisons and those that have no law."""
         columns = {"columns": to_plain(self.columns)}
-        if len(self.series) == 1:
+        if len(self.series) == 1 and not self.failed:
             return self.series[0].plain() | columns
         by_name = {one.fit.points.about.series: one.plain() | columns for one in self.series}
-        return {"version": 1, "series": by_name, "comparisons": self.comparisons}
+        failed = {name: str(error) for name, error in self.failed.items()}
+        return {"version": 1, "series": by_name, "comparisons": self.comparisons, "failed": failed}
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,24 +68,22 @@ class Study:
 
 
 def study(series: list[Points], method: Method, columns: Columns | None = None) -> Study:
-    """Raises what ``fit`` raises, for the first series that cannot be fitted, and names it where there are others."""
-    columns = columns or Columns()
+    """Each series fitted; one that cannot be takes none of the others with it.
+
+    Raises what ``fit`` raises for the first, where none can be, and ConfigError for a method that no data could mend.
+    """
     judged = []
+    failed: dict[str, UserError] = {}
     for points in series:
         try:
             judged.append(judge(fit(points, method)))
-        except UserError as error:
-            if len(series) == 1:
-                raise
-            raise type(error)(f"series {points.about.series}: {error}; {_without(points, columns)}") from None
+        except (DataError, NumbersError) as error:
+            failed[points.about.series] = error
+    if not judged:
+        name, why = next(iter(failed.items()))
+        raise why if len(series) == 1 else type(why)(f"no series can be fitted; {name}: {why}")
     pairs = [compare(a.fit, b.fit) for a, b in combinations(judged, 2) if "c" in a.fit.points.x]
-    return Study(judged, pairs, columns)
-
-
-def _without(points: Points, columns: Columns) -> str:
-    if points.about.table:
-        return f"or fit the others with --where {columns.series}!={points.about.series}"
-    return "or fit the others one by one with --series"
+    return Study(judged, pairs, columns or Columns(), failed)
 
 
 def judge(found: Fit) -> Judged:

@@ -11,6 +11,7 @@ from llmtrain.scaling.verify import Verified
 def summary(study: Study) -> str:
     blocks = ["\n".join(_series(one)) for one in study.series]
     blocks += ["\n".join(_comparison(one)) for one in study.comparisons]
+    blocks += [f"series {name} has no law: {error}" for name, error in study.failed.items()]
     return "\n\n".join(blocks)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +13,16 @@ from llmtrain.errors import ConfigError, DataError, NumbersError, UserError
 from llmtrain.run_folder import write_text
 from llmtrain.scaling import Study, predict, read, read_fit, study, verify
 from llmtrain.scaling.predict import NAME as PREDICTION
+from llmtrain.scaling.predict import Prediction
 from llmtrain.scaling.read import the_series
-from llmtrain.scaling.saved import write_json
+from llmtrain.scaling.saved import Saved, write_json
 from llmtrain.scaling.verify import NAME as VERIFIED
 from llmtrain.sweep.cells import Cell, Role
-from llmtrain.sweep.conduct import Conductor, edges, with_rates
+from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
+from llmtrain.sweep.edges import check_edges
 from llmtrain.sweep.settings import HeldOut, Sweep
+from llmtrain.sweep.status import State, status_of
 from llmtrain.sweep.tuning import Rule
 
 HELD_OUT = "held_out.json"  # the cells that were predicted
@@ -35,20 +39,19 @@ def fitted(sweep: Sweep, *, force: bool) -> Fitted:
     """The fit of each series, made from the records of the cells as the sweep's config says, and written.
 
     A series that cannot be fitted takes none of the others with it. Raises ConfigError where a best learning rate lies
-    on the edge of those tried, unless ``force`` says that this is known: such a law is of the rates as much as of the
-    sizes.
+    on the edge of those tried, unless ``force`` says that this is known.
     """
-    if (on_edge := edges(sweep.folder)) and not force:
-        raise ConfigError(
-            f"sweep {sweep.name}: the best learning rate of {', '.join(on_edge)} is the last that was tried, so a "
-            "better one may lie beyond: widen further (sweep.tuning.widen), or fit all the same with --force"
-        )
+    check_edges(sweep.folder, force=force)
     found = read(sweep.folder / Role.CELL.folder)
+    finished = {points.about.series for points in found}
     folders: dict[str, Path] = {}
     studies: dict[Path, Study] = {}
     failed: dict[str, UserError] = {}
     for name in sweep.series:
         folder = sweep.folder / FIT / name
+        if name not in finished:
+            failed[name] = NumbersError(f"series {name}: none of its cells finished, so it has no law")
+            continue
         try:
             studies[folder] = study([the_series(found, name)], sweep.fit)
             folders[name] = folder
@@ -78,16 +81,26 @@ def predicted(
     series: Mapping[str, Series],
     rules: Mapping[str, Rule | None],
     fits: Mapping[str, Path],
-) -> list[Cell]:
-    """The held-out cells at each series' best size, once their losses are written down in ``prediction.json``."""
-    cells = []
+) -> tuple[list[Cell], dict[str, UserError]]:
+    """The held-out cells at each series' best size, once their losses are written down in ``prediction.json``.
+
+    And by series, why one has no prediction: it takes none of the others with it.
+    """
+    cells: list[Cell] = []
+    failed: dict[str, UserError] = {}
     for name, folder in fits.items():
         saved = read_fit(folder)
-        n = held.n or predict(saved, flops=held.flops).n
-        if n is None:
-            raise ConfigError(f"form {sweep.fit.form} sets no size: give sweep.held_out.n")
-        mine = [series[name].cell(target, sweep.limits) for target in sweep.held_out_targets(name, n)]
-        found = predict(saved, n=float(mine[0].n), d=float(mine[0].tokens)).plain
+        try:
+            n = held.n or predict(saved, flops=held.flops).n
+            assert n is not None, "a form that sets no size is asked only with held_out.n"
+            mine = [
+                sweep.alone(series[name].cell(target, sweep.limits))
+                for target in sweep.held_out_targets(name, n)
+            ]
+            found = prediction_of(saved, mine[0]).plain
+        except NumbersError as error:
+            failed[name] = error
+            continue
         sealed, digest = _sealed(folder / PREDICTION, found | {"cells": [cell.id for cell in mine]})
         print(
             f"{name}: N {mine[0].n:,}, D {mine[0].tokens:,}: {sealed['loss']:.4f} predicted, a run in "
@@ -97,7 +110,16 @@ def predicted(
     cells = with_rates(cells, rules)
     text = TypeAdapter(tuple[Cell, ...]).dump_json(tuple(cells), indent=1).decode()
     write_text(sweep.folder / HELD_OUT, text + "\n")
-    return cells
+    return cells, failed
+
+
+def prediction_of(saved: Saved, cell: Cell) -> Prediction:
+    """Of a run as it will be; a law of compute alone knows no more of it than its FLOPs."""
+    if saved.lines or saved.law.form.needs == ("c",):
+        return predict(saved, flops=float(cell.flops))
+    fresh = cell.tokens / max(1.0, cell.epochs)
+    unique = {"unique": fresh} if "unique" in saved.law.form.needs else {}
+    return predict(saved, n=float(cell.n), d=float(cell.tokens), **unique)
 
 
 def held_out_cells(folder: Path) -> tuple[Cell, ...]:
@@ -123,26 +145,50 @@ def _sealed(path: Path, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return sealed, hashlib.sha256(text).hexdigest()
 
 
-def verified(sweep: Sweep, held: HeldOut, fits: Mapping[str, Path]) -> None:
-    """Hold the prediction against the runs: ``verify.json`` beside each fit, and what it says."""
-    observed = read(sweep.folder / Role.HELD_OUT.folder)
+def verified(
+    sweep: Sweep, held: HeldOut, fits: Mapping[str, Path], cells: Sequence[Cell]
+) -> dict[str, UserError]:
+    """Hold the prediction against the runs: ``verify.json`` beside each fit, and what it says.
+
+    By series, why one is not verified: a run without a result leaves its prediction open, whatever the others show.
+    """
+    failed: dict[str, UserError] = {}
     for name, folder in fits.items():
-        found = verify(folder, the_series(observed, name)).plain
-        found["held"] = holds(found, held)
+        states = {c.id: status_of(c, sweep.folder).state for c in cells if c.series == name}
+        lost = {run: state.value for run, state in states.items() if state is not State.FINISHED}
+        if lost:
+            said = ", ".join(f"{run} ({state})" for run, state in lost.items())
+            failed[name] = NumbersError(
+                f"series {name}: {len(lost)} of {len(states)} held-out runs have no result, so its prediction is not "
+                f"verified: {said}"
+            )
+        if len(lost) == len(states):
+            (folder / VERIFIED).unlink(missing_ok=True)  # of an earlier start
+            continue
+        found = verify(folder, the_series(read(sweep.folder / Role.HELD_OUT.folder), name)).plain
+        found["without_result"] = lost
+        found["held"] = holds(found, held) and not lost
         write_json(folder / VERIFIED, found)
-        for run in found["runs"]:
-            interval = run["run_interval"]
-            place = "inside" if interval["inside"] else "outside"
-            print(
-                f"{run['run']}: {run['observed']:.4f} observed, {run['predicted']:.4f} predicted, error "
-                f"{run['error']:+.2%}, {place} ±{interval['half_width']:.2%}"
-            )
-        for rival, error in found["baselines"].items():
-            print(
-                f"  mean error of {rival.replace('_', ' ')} {error:.2%}, of the law {found['mean_absolute_error']:.2%}"
-            )
-        said = "holds" if found["held"] else "MISSED"
-        print(f"{name}: the prediction {said} (to hold: at most {held.most_error:.0%} off, and inside)")
+        _print_verified(name, found, held)
+    return failed
+
+
+def _print_verified(name: str, found: Mapping[str, Any], held: HeldOut) -> None:
+    for run in found["runs"]:
+        interval = run["run_interval"]
+        place = "inside" if interval["inside"] else "outside"
+        print(
+            f"{run['run']}: {run['observed']:.4f} observed, {run['predicted']:.4f} predicted, error "
+            f"{run['error']:+.2%}, {place} ±{interval['half_width']:.2%}"
+        )
+    for rival, error in found["baselines"].items():
+        print(
+            f"  mean error of {rival.replace('_', ' ')} {error:.2%}, of the law {found['mean_absolute_error']:.2%}"
+        )
+    for run, state in found["without_result"].items():
+        print(f"{run}: no result ({state})")
+    said = "holds" if found["held"] else "is open" if found["without_result"] else "MISSED"
+    print(f"{name}: the prediction {said} (to hold: at most {held.most_error:.0%} off, and inside)")
 
 
 def holds(found: Mapping[str, Any], held: HeldOut) -> bool:
@@ -165,4 +211,7 @@ def check_branches(cells: Sequence[Cell], conductor: Conductor) -> None:
             and (c.series, c.n, c.seed, c.steps) == (fresh.series, fresh.n, fresh.seed, fresh.steps)
         )
         ours, its = conductor.loss(branch), conductor.loss(fresh)
+        if not (math.isfinite(ours) and math.isfinite(its)):
+            print(f"{branch.id}: not checked against a fresh run, since one of the two has no result")
+            continue
         print(f"{branch.id}: {ours:.4f}, a fresh run of its length {its:.4f} ({ours / its - 1:+.2%})")

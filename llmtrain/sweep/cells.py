@@ -59,6 +59,11 @@ class Cell:
     origin: str | None = None  # TRUNK@STEP that it branches from
     words: tuple[str, ...]  # of train.py, all but those of the sweep's folder
 
+    @property
+    def own_share(self) -> float:
+        """Of its steps, those that it trains itself: a branch goes on from its trunk."""
+        return 1.0 if self.origin is None else 1 - int(self.origin.partition("@")[2]) / self.steps
+
     def run(self, sweep: Path) -> Path:
         """The folder of its run, within that of the sweep."""
         return sweep / self.role.folder / self.id

@@ -87,7 +87,7 @@ class Forecast(NamedTuple):
 
 def forecast(cells: Sequence[Cell], *, at: float, method: Method, prior: Prior) -> Forecast | None:
     """Of a run of ``at`` FLOPs at the prior's best size; none for another form than the prior's, or too few cells."""
-    if method.form != "chinchilla" or len(cells) <= len(prior.law):
+    if method.form != "chinchilla" or len(cells) <= len(prior.law) - len(method.fix):
         return None
     points = _points(cells)
     best_n, best_d = _best(prior, at, points.convention)

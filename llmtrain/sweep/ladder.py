@@ -21,6 +21,16 @@ def ladder(rungs: Sequence[Cell], *, decay: float, warmup: float) -> list[Cell]:
     return found
 
 
+def fresh(cell: Cell, *, decay: float, warmup: float) -> Cell:
+    """``cell`` by the recipe of a branch, but from its first step; both are shares of its own length."""
+    steps = (max(1, round(share * cell.steps)) for share in (warmup, decay))
+    words = (
+        "schedule=wsd",
+        *(f"schedule.{key}={n}" for key, n in zip(("warmup", "decay"), steps, strict=True)),
+    )
+    return dataclasses.replace(cell, words=(*cell.words, *words))
+
+
 def _of_one_size(rungs: Sequence[Cell], decay: float, warmup: float) -> Iterator[Cell]:
     shortest, longest = rungs[0], rungs[-1]
     unit = max(1, shortest.steps // UNITS)
@@ -37,7 +47,8 @@ def _of_one_size(rungs: Sequence[Cell], decay: float, warmup: float) -> Iterator
         branch = _with(
             rung, Role.BRANCH, f"{trunk}-h{n * unit}", n * unit, (*falling, f"labels.trunk={trunk}")
         )
-        yield dataclasses.replace(branch, origin=f"{trunk}@{(n - d) * unit}")
+        branch = dataclasses.replace(branch, origin=f"{trunk}@{(n - d) * unit}")
+        yield dataclasses.replace(branch, seconds=branch.seconds and branch.seconds * branch.own_share)
         if rung is shortest:
             yield _with(rung, Role.CHECK, f"{trunk}-fresh-h{n * unit}", n * unit, falling)
 
@@ -54,6 +65,7 @@ def _with(cell: Cell, role: Role, name: str, steps: int, words: tuple[str, ...])
         tokens=round(cell.tokens * share),
         flops=round(cell.flops * share),
         epochs=cell.epochs * share,
+        seconds=cell.seconds and cell.seconds * share,
         words=(*others, f"steps={steps}", *words),
     )
 

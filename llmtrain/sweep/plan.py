@@ -24,7 +24,7 @@ from llmtrain.sweep.tuning import corners
 log = logging.getLogger(__name__)
 
 # keys that decide how a sweep is answered or forecast, not what is asked
-_HOW = ("launch", "report", "prior")
+_HOW = ("launch", "report", "prior", "tuning.widen")
 N_FIT = "parameters without the input embedding's table, the head once, active experts alone"
 
 
@@ -93,7 +93,7 @@ def make_plan(
     if batches is None:
         batches = batch_trials(sweep, sweep.batch_test, series, cells) if sweep.batch_test else {}
     tuned = tuple(
-        corner
+        sweep.alone(corner)
         for name in series
         for corner in corners([cell for cell in cells if cell.series == name], sweep.tuning.corners)
         if sweep.tuning.rates > 1
@@ -103,10 +103,11 @@ def make_plan(
     seconds = None
     if startup is not None:
         trials = [c for trial in batches.values() for c in trial] + [c for c in again if c.role is Role.TUNE]
-        each = [*cells, *trials, *(c for c in tuned for _ in range(sweep.tuning.rates))]
-        seconds = makespan([c.seconds or 0.0 for c in each], workers) + held_out_seconds(
-            sweep, cells, workers
-        )
+        trunks = [c for c in cells if c.role is Role.TRUNK]  # their branches wait for all of them
+        others = [c for c in cells if c.role is not Role.TRUNK]
+        others += [*trials, *(c for c in tuned for _ in range(sweep.tuning.rates))]
+        seconds = sum(makespan([c.seconds or 0.0 for c in each], workers) for each in (trunks, others))
+        seconds += held_out_seconds(sweep, cells, workers)
     return Plan(
         sweep=to_plain(sweep),
         cells=tuple(cells),
@@ -138,7 +139,7 @@ def held_out_seconds(sweep: Sweep, cells: Sequence[Cell], workers: int) -> float
     """Of the runs that are predicted: by the FLOPs a second of the largest cells."""
     if sweep.held_out is None:
         return 0.0
-    largest = max(cells, key=lambda c: c.flops)
+    largest = max((c for c in cells if c.origin is None), key=lambda c: c.flops)
     each = (largest.seconds or 0.0) * sweep.held_out.flops / largest.flops
     return makespan([each] * len(sweep.held_out.seeds) * len(sweep.series), workers)
 

@@ -2,19 +2,24 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from llmtrain.callbacks.display import preparing
+from llmtrain.checkpoint.folders import of_step
 from llmtrain.data.prepare import Progress
+from llmtrain.errors import UserError
 from llmtrain.lock import RunLock
 from llmtrain.sweep.answer import check_branches, fitted, predicted, reported, verified
 from llmtrain.sweep.board import grouped, publish
 from llmtrain.sweep.cells import FITTED, Cell, Role
 from llmtrain.sweep.conduct import Conductor, with_rates
 from llmtrain.sweep.count import Series
+from llmtrain.sweep.edges import check_edges
 from llmtrain.sweep.forecast import forecast
 from llmtrain.sweep.plan import Plan, grid_cells, kept_plan, make_plan
 from llmtrain.sweep.pool import Pool
-from llmtrain.sweep.settings import Sweep
+from llmtrain.sweep.runner import CellsFailed
+from llmtrain.sweep.settings import HeldOut, Sweep
 from llmtrain.sweep.shown import describe
 from llmtrain.sweep.trials import best_batch, faster, measured_noise, step_seconds, write_batch, write_noise
 from llmtrain.sweep.tuning import Rule
@@ -73,6 +78,8 @@ def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     noise = measured_noise(sweep.folder)
     prior = sweep.prior if noise is None else dataclasses.replace(sweep.prior, seed_sd=noise)
     found = forecast(fitted, at=sweep.held_out.flops, method=sweep.fit, prior=prior)
+    if sweep.fit.form != "chinchilla":
+        return [f"precision: none is forecast for form {sweep.fit.form}, only for chinchilla"]
     if found is None:
         return ["precision: no simulated sweep could be fitted: give more sizes and budgets"]
     whence = "assumed" if noise is None else "measured"
@@ -92,22 +99,57 @@ def answer(sweep: Sweep, plan: Plan, *, force: bool, pool: Pool | None = None) -
         conductor = Conductor(sweep, pool or pool_of(sweep))
         plan = with_batch(sweep, plan, conductor)
         rules = conductor.tuned(plan)
+        check_edges(sweep.folder, force=force)  # before the cells, which cost most
         measure_noise(sweep, plan, rules, conductor)
         cells = with_rates(plan.cells, rules)
         conductor.run([cell for cell in cells if cell.role is Role.TRUNK])
-        conductor.run([cell for cell in cells if cell.role is not Role.TRUNK])
+        conductor.run(with_trunks([cell for cell in cells if cell.role is not Role.TRUNK], sweep.folder))
         check_branches(cells, conductor)
         fits, studies, failed = fitted(sweep, force=force)
         if sweep.held_out is not None and fits:
             with preparing(show=False) as progress:
                 series = series_of(sweep, plan.settled, progress)
-            conductor.run(predicted(sweep, sweep.held_out, series, rules, fits))
-            verified(sweep, sweep.held_out, fits)
+            failed |= held_out(sweep, sweep.held_out, series, rules, fits, conductor)
         reported(sweep, studies)
         publish(sweep, plan, studies)
         if failed:
-            print(f"no law of {', '.join(failed)}{'; the others have theirs' if fits else ''}")
-            raise next(iter(failed.values()))
+            first, *others = failed.values()
+            for error in others:
+                print(error)
+            raise first
+
+
+def held_out(
+    sweep: Sweep,
+    held: HeldOut,
+    series: Mapping[str, Series],
+    rules: Mapping[str, Rule | None],
+    fits: Mapping[str, Path],
+    conductor: Conductor,
+) -> dict[str, UserError]:
+    """Predict, train and verify; by series, why one is not verified."""
+    cells, unpredicted = predicted(sweep, held, series, rules, fits)
+    stopped: CellsFailed | None = None
+    try:
+        conductor.run(cells)
+    except CellsFailed as error:  # those that were trained are verified all the same
+        stopped = error
+    predictions = {name: folder for name, folder in fits.items() if name not in unpredicted}
+    lost = verified(sweep, held, predictions, cells)
+    return unpredicted | {name: stopped or error for name, error in lost.items()}
+
+
+def with_trunks(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """All but the branches of a trunk that diverged before they would begin; those are named."""
+    found = []
+    for cell in cells:
+        trunk, _, step = (cell.origin or "").partition("@")
+        run = folder / Role.TRUNK.folder / trunk
+        if cell.origin is None or cell.run(folder).exists() or of_step(run, int(step)).exists():
+            found.append(cell)
+        else:
+            print(f"{cell.id}: not trained, since its trunk diverged before step {int(step):,}")
+    return found
 
 
 def with_batch(sweep: Sweep, plan: Plan, conductor: Conductor) -> Plan:

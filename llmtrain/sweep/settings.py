@@ -9,10 +9,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from llmtrain.config import config, is_folder_name
-from llmtrain.scaling.method import Method
+from llmtrain.scaling.forms import FORMS
+from llmtrain.scaling.frontier import has_optimum
+from llmtrain.scaling.method import TWO_STAGE, Method
 from llmtrain.sweep.cells import Cell, Role, Target
 from llmtrain.sweep.forecast import Prior
-from llmtrain.sweep.ladder import ladder
+from llmtrain.sweep.ladder import fresh, ladder
 from llmtrain.sweep.pool import Launch
 
 
@@ -114,6 +116,38 @@ def check_once(key: str, values: Sequence[int] | Sequence[float]) -> None:
         raise ValueError(f"{key}={list(values)} has one of them twice")
 
 
+def check_grid(**lists: Sequence[float]) -> None:
+    """Raises ValueError for a list of a grid that is empty, or has a value twice."""
+    for key, values in lists.items():
+        if not values:
+            raise ValueError(f"{key}=[] makes no cell: give at least one")
+        check_once(key, values)
+
+
+def check_predictable(fit: Method, held: "HeldOut | None") -> None:
+    """Raises ValueError where what is held out could not be predicted by the form: after training it is too late."""
+    if held is None:
+        return
+    sizes = fit.form in TWO_STAGE or has_optimum(FORMS[fit.form])
+    if "experts" in (() if fit.form in TWO_STAGE else FORMS[fit.form].needs):
+        raise ValueError(
+            f"fit.form={fit.form} asks for the experts of a run, which no held-out run is given: held_out=null, or "
+            "another form"
+        )
+    if held.n is None and not sizes:
+        raise ValueError(f"fit.form={fit.form} sets no size: give held_out.n")
+    if held.n is not None and fit.form in TWO_STAGE:
+        raise ValueError(
+            f"fit.form={fit.form} predicts the best run of a budget, not one of held_out.n={held.n:g}: leave it null"
+        )
+
+
+def check_without_budgets(fit: Method) -> None:
+    """Raises ValueError where the form reads curves of equal FLOPs, and the grid has none."""
+    if fit.form == "isoflop":
+        raise ValueError("fit.form=isoflop reads runs of equal FLOPs, and only sweep=isoflop has them")
+
+
 def check_folders(name: str, series: Iterable[str]) -> None:
     """Raises ValueError where a question or one of its series has a name that is no folder's."""
     for key, given in (("name", name), *(("series", one) for one in series)):
@@ -142,6 +176,7 @@ class Sweep(ABC):
     def __post_init__(self) -> None:
         check_folders(self.name, self.series)
         check_seeds("seeds", self.seeds)
+        check_predictable(self.fit, self.held_out)
 
     @property
     def folder(self) -> Path:
@@ -154,6 +189,10 @@ class Sweep(ABC):
     def arranged(self, cells: list[Cell]) -> list[Cell]:
         """The cells of a grid, counted, as they are run."""
         return cells
+
+    def alone(self, cell: Cell) -> Cell:
+        """A cell that is not in the grid, trained by the recipe of those that are."""
+        return cell
 
     def targets(self) -> list[Target]:
         """The cells that are fitted, of all series and seeds, the dearest first."""
@@ -175,6 +214,10 @@ class IsoFlop(Sweep):
     factors: tuple[PositiveFloat, ...] = (0.5, 0.7, 1.0, 1.4, 2.0)  # of the optimum
     optimum: Optimum
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_grid(budgets=self.budgets, factors=self.factors)
+
     def grid(self, series: str) -> Iterator[Target]:
         for flops in self.budgets:
             for factor in self.factors:
@@ -188,6 +231,11 @@ class Parametric(Sweep):
 
     sizes: tuple[PositiveFloat, ...]  # parameters without the input embedding, the head once
     tokens_per_param: tuple[PositiveFloat, ...] = (5.0, 10.0, 20.0, 40.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_without_budgets(self.fit)
+        check_grid(sizes=self.sizes, tokens_per_param=self.tokens_per_param)
 
     def grid(self, series: str) -> Iterator[Target]:
         for n in self.sizes:
@@ -205,6 +253,11 @@ class Ladder(Sweep):
     decay: Annotated[float, Gt(0), Lt(1)] = 0.2  # of a horizon
     warmup: Annotated[float, Gt(0), Le(0.1)] = 0.1  # of the shortest horizon
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_without_budgets(self.fit)
+        check_grid(sizes=self.sizes, tokens_per_param=self.tokens_per_param)
+
     def grid(self, series: str) -> Iterator[Target]:
         for n in self.sizes:
             for ratio in self.tokens_per_param:
@@ -213,3 +266,10 @@ class Ladder(Sweep):
 
     def arranged(self, cells: list[Cell]) -> list[Cell]:
         return ladder(cells, decay=self.decay, warmup=self.warmup)
+
+    def alone(self, cell: Cell) -> Cell:
+        """Warmed up for as long as a trunk of its size, and decayed as a branch of its length."""
+        share = min(
+            1.0, min(self.tokens_per_param) * cell.n / cell.tokens
+        )  # of it, that the shortest horizon is
+        return fresh(cell, decay=self.decay, warmup=self.warmup * share)

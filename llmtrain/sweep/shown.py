@@ -22,7 +22,7 @@ def describe(plan: Plan, sweep: Sweep) -> str:
             f"{cell.tokens / cell.n:>6.1f} {memory:>7} {time:>7}"
             + "".join(f"  ! {note}" for note in cell.notes)
         )
-    trained = sum(c.flops for c in plan.cells)
+    trained = round(sum(c.own_share * c.flops for c in plan.cells))
     lines += ["", f"{len(plan.cells)} cells, {trained:.3g} model FLOPs"]
     lines += [*_settled(plan), *_trials(plan, sweep, trained)]
     if plan.tuned:

@@ -81,7 +81,7 @@ def _at_batch(sweep: Sweep, test: BatchTest, series: Series, at: Cell, factor: i
     target = Target(Role.TUNE, series.name, float(at.n), float(at.flops), seed)
     cell = series.cell(target, sweep.limits, batch_rows=rows)
     lr = (sweep.tuning.first if sweep.tuning.rates > 1 else series.run.optim.lr) * factor**test.power
-    return dataclasses.replace(cell, id=f"{cell.id}-b{rows}", lr=lr, seconds=at.seconds)
+    return sweep.alone(dataclasses.replace(cell, id=f"{cell.id}-b{rows}", lr=lr, seconds=at.seconds))
 
 
 def best_batch(losses: Mapping[int, Mapping[str, Sequence[float]]], sd: float) -> int:
@@ -133,7 +133,8 @@ def replicates(sweep: Sweep, cells: Sequence[Cell]) -> tuple[Cell, ...]:
             words = tuple(f"seed={seed}" if word == f"seed={at.seed}" else word for word in at.words)
             name_of = at.id.removesuffix(f"seed{at.seed}") + f"seed{seed}"
             role = at.role if at.role is Role.CELL and seed in sweep.seeds else Role.TUNE
-            found.append(dataclasses.replace(at, id=name_of, role=role, seed=seed, words=words))
+            cell = dataclasses.replace(at, id=name_of, role=role, seed=seed, words=words)
+            found.append(cell if role is Role.CELL else sweep.alone(cell))
     return tuple(found)
 
 

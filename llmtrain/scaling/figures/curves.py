@@ -57,7 +57,7 @@ def _has_curves(fit: Fit) -> bool:
 
 
 def _curves(axis, fit: Fit) -> None:  # type: ignore[no-untyped-def]  # of matplotlib
-    points = fit.points
+    points = fit.optima.points if fit.optima else fit.points
     number = budgets(points.x["c"])
     kept = {round(o.flops, -1): o for o in fit.optima.found} if fit.optima else {}
     for b, colour in enumerate(budget_colours(int(number.max()) + 1)):
