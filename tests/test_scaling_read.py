@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmtrain.compare.about import require_alike
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.scaling import Columns, read
+from llmtrain.scaling.alike import SHARED
 from records import record, write
 
 
@@ -153,6 +155,26 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, change: dict, 
     write(tmp_path, record("b", **change))
     with pytest.raises(DataError, match=said):
         read(tmp_path)
+
+
+CHANGED: dict[str, dict] = {
+    "corpus": {"corpus_fingerprint": "other"},
+    "tokenizer": {"tokenizer_hash": "other"},
+    "python": {"versions": {"python": "3.12.1"}},
+}
+
+
+@pytest.mark.parametrize("field", SHARED)
+def test_what_runs_must_share_is_the_same_for_a_fit_and_for_a_comparison(tmp_path: Path, field: str) -> None:
+    made = {"a": record("a"), "b": record("b", **CHANGED[field])}
+    for one in made.values():
+        write(tmp_path, one)
+    with pytest.raises(DataError, match=f"different {SHARED[field].many}"):
+        read(tmp_path)
+    with pytest.raises(DataError, match=f"have two {SHARED[field].many}"):
+        require_alike(tmp_path, made)
+    with pytest.raises(DataError, match="have two precisions"):
+        require_alike(tmp_path, {"a": made["a"], "b": record("b", precision="bfloat16")})
 
 
 def test_series_may_have_scores_of_their_own(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a comparison states of itself, from its plan and the records of its runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from llmtrain.callbacks.loggers.jsonl import read
@@ -15,6 +16,7 @@ from llmtrain.errors import DataError
 from llmtrain.evaluation.base import HeldOutTexts
 from llmtrain.record import RunRecord
 from llmtrain.run import Run
+from llmtrain.scaling.alike import SHARED, Shared, first_unlike
 from llmtrain.sweep.cells import Role
 from llmtrain.sweep.status import State, status_of
 
@@ -65,25 +67,25 @@ def check_shared(contest: Contest, finished: Sequence[Entry]) -> None:
 
     The plan holds them to one, but a corpus, a Python or a machine can change between two starts.
     """
-    records = _records(contest, finished)
-    for what, of in _SHARED.items():
-        found = {name: of(record) for name, record in records.items()}
-        (first, value), *others = found.items()
-        if unlike := [name for name, other in others if other != value]:
-            raise DataError(
-                f"{contest.folder}: {first} and {unlike[0]} have two {what} ({value} and {found[unlike[0]]}), so their "
-                f"scores cannot be compared: something changed between two starts. Undo that, or delete the folders of "
-                f"those that are out of date ({len(unlike)} unlike the first) and give the same command again"
-            )
+    require_alike(contest.folder, _records(contest, finished))
 
 
-_SHARED: dict[str, Callable[[RunRecord], object]] = {
-    "corpora": lambda record: record.corpus_fingerprint,
-    "tokenizers": lambda record: record.tokenizer_hash,
-    "versions of Python": lambda record: record.versions.get("python", ""),
-    "lengths of rows": lambda record: record.seq_len,
-    "precisions": lambda record: record.precision,
-}
+def require_alike(folder: Path, records: Mapping[str, RunRecord]) -> None:
+    """Raises DataError for runs, by name, whose scores cannot be compared."""
+    if (found := first_unlike(records, _SHARED)) is not None:
+        raise DataError(
+            f"{folder}: {found.first} and {found.other} have two {found.many} ({found.value} and {found.its}), so "
+            f"their scores cannot be compared: something changed between two starts. Undo that, or delete the "
+            f"folders of those that are out of date ({found.n_unlike} unlike the first) and give the same command again"
+        )
+
+
+# what runs of one fit share, and what a fit may mix but a comparison at equal cost may not
+_SHARED = (
+    *SHARED.values(),
+    Shared("length of rows", "lengths of rows", lambda record: record.seq_len),
+    Shared("precision", "precisions", lambda record: record.precision),
+)
 
 
 def _records(contest: Contest, cells: Sequence[Entry]) -> dict[str, RunRecord]:

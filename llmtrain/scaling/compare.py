@@ -9,18 +9,14 @@ from jaxtyping import Float
 from scipy.special import stdtr, stdtrit
 
 from llmtrain.errors import DataError
+from llmtrain.scaling.alike import SHARED
 from llmtrain.scaling.best import lowest_loss
 from llmtrain.scaling.fit import Fit
 from llmtrain.scaling.frontier import knows_flops
 from llmtrain.scaling.intervals import intervals
 from llmtrain.scaling.law import Law
 
-_SHARED = {
-    "corpus": "corpora",
-    "tokenizer": "tokenizers",
-    "python": "versions of Python",
-    "n_convention": "counts of N",
-}
+_SHARED = {field: shared.many for field, shared in SHARED.items()} | {"n_convention": "counts of N"}
 _SAME_SCORE = ("score", "score_unit", "eval_hash")
 _LOSSES = 3  # at which multipliers are stated
 _ANY_FLOPS = 1e18  # where the search for a loss begins

@@ -10,6 +10,7 @@ import numpy as np
 
 from llmtrain.errors import ConfigError, DataError
 from llmtrain.record import RunRecord, Score
+from llmtrain.scaling.alike import SHARED, Unlike, first_unlike, unlike
 from llmtrain.scaling.flops import SIX_ND, measured
 from llmtrain.scaling.points import About, Excluded, Points
 from llmtrain.typos import did_you_mean, nearest
@@ -62,9 +63,7 @@ def read_runs(
         raise DataError(
             f"{folder}: no run of {len(paths)} finished ({', '.join({e.reason for e in excluded})})"
         )
-    _alike(folder, "corpora", {name: r.corpus_fingerprint for name, r in records})
-    _alike(folder, "tokenizers", {name: r.tokenizer_hash for name, r in records})
-    _alike(folder, "versions of Python", {name: r.versions.get("python", "") for name, r in records})
+    _require_alike(folder, first_unlike(dict(records), SHARED.values()))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     groups: dict[str, list[tuple[str, RunRecord]]] = {}
     for name, record in records:
@@ -96,8 +95,10 @@ def _points(
     excluded: tuple[Excluded, ...],
 ) -> Points:
     scores = {name: _score(name, r, loss) for name, r in records}
-    _alike(folder, f"scores in series {series}", {k: f"{s.name} ({s.unit})" for k, s in scores.items()})
-    _alike(folder, f"held-out sets in series {series}", {k: s.eval_hash for k, s in scores.items()})
+    units = {name: f"{score.name} ({score.unit})" for name, score in scores.items()}
+    _require_alike(folder, unlike(units, f"scores in series {series}"))
+    hashes = {name: score.eval_hash for name, score in scores.items()}
+    _require_alike(folder, unlike(hashes, f"held-out sets in series {series}"))
     names = np.array([name for name, _ in records])
     pairs = {r.pairs is not None for _, r in records}
     if len(pairs) > 1:
@@ -111,6 +112,7 @@ def _points(
     trunks = [r.trunk or name for name, r in records]
     score = scores[records[0][0]]
     _, first = records[0]
+    alike: dict[str, Any] = {field: shared.of(first) for field, shared in SHARED.items()}
     return Points(
         x=x,
         loss=_positive(folder, names, _column([s.value for s in scores.values()])),
@@ -127,10 +129,8 @@ def _points(
             score_unit=score.unit,
             eval_hash=score.eval_hash,
             n_convention=n_said,
-            corpus=first.corpus_fingerprint,
-            tokenizer=first.tokenizer_hash,
-            python=first.versions.get("python", ""),
             tokens_unit="pairs" if pairs == {True} else "tokens",
+            **alike,
         ),
         excluded=excluded,
         more={
@@ -174,14 +174,12 @@ def _flops(name: str, record: RunRecord, wanted: str) -> int:
     return record.flops_6nd
 
 
-def _alike(folder: Path, what: str, values: dict[str, Any]) -> None:
-    first = next(iter(values))
-    for name, value in values.items():
-        if value != values[first]:
-            raise DataError(
-                f"{folder}: the runs have different {what} ({first}: {values[first]}; {name}: {value}), and such runs "
-                "do not go into one fit; keep them in folders of their own"
-            )
+def _require_alike(folder: Path, found: Unlike | None) -> None:
+    if found is not None:
+        raise DataError(
+            f"{folder}: the runs have different {found.many} ({found.first}: {found.value}; {found.other}: "
+            f"{found.its}), and such runs do not go into one fit; keep them in folders of their own"
+        )
 
 
 def _chosen(name: str, choices: dict[str, Any], option: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmtrain.errors import DataError
+from llmtrain.scaling.alike import SHARED
 from llmtrain.scaling.law import Bands
 from llmtrain.scaling.points import Points
 from llmtrain.scaling.predict import NAME as PREDICTION
@@ -21,11 +22,8 @@ _SHARED = {
     "score_unit": "unit of the score",
     "eval_hash": "held-out set",
     "n_convention": "count of parameters",
-    "corpus": "corpus",
-    "tokenizer": "tokenizer",
-    "python": "version of Python",
     "tokens_unit": "unit of data",
-}
+} | {field: shared.one for field, shared in SHARED.items()}
 
 
 @dataclass(frozen=True)
