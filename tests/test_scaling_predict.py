@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from llmtrain.errors import ConfigError, DataError, NumbersError
-from llmtrain.scaling import Method, Points, fit, predict, read_fit, study
+from llmtrain.scaling import Method, Points, fit, predict, read_fit, study, verify
 from llmtrain.scaling.cautions import cautions
 from llmtrain.scaling.compare import compare
 from llmtrain.scaling.points import sha256_of
+from llmtrain.scaling.predict import seal
+from llmtrain.scaling.recomputed import same
 from llmtrain.scaling.sensitivity import sensitivity
 from planted import LAWS, grid, planted, points
 from scripts.predict import predict as predict_command
@@ -65,6 +67,34 @@ def test_a_sealed_prediction_is_not_written_over(tmp_path: Path) -> None:
     predict_command([folder, "--flops", "2e21", "--out", str(tmp_path / "other")])
     predict_command([folder, "--flops", "2e21", "--force"])
     assert json.loads((tmp_path / "prediction.json").read_text())["flops"] == 2e21
+
+
+@pytest.mark.parametrize(("moved", "held"), [(1e-13, True), (1e-6, False)])
+def test_a_prediction_computed_again_is_the_same_to_rounding(
+    tmp_path: Path, moved: float, held: bool
+) -> None:
+    """Sums in another order move its last digits; what was sealed then stays, byte for byte."""
+    first = read_fit(saved(tmp_path, points("chinchilla", noise=0.003)))
+    again = replace(first, law=replace(first.law, theta=first.law.theta * (1 + moved)), sha256="other")
+    path = seal(tmp_path, predict(first, flops=1e21))
+    sealed = path.read_bytes()
+    assert predict(again, flops=1e21).plain["loss"] != json.loads(sealed)["loss"]
+    if held:
+        assert seal(tmp_path, predict(again, flops=1e21)) == path
+    else:
+        with pytest.raises(ConfigError, match="holds another prediction"):
+            seal(tmp_path, predict(again, flops=1e21))
+    assert path.read_bytes() == sealed
+    others = points("chinchilla", noise=0.003, seed=1)
+    others = replace(others, about=replace(others.about, source="others", sha256="others"))
+    assert verify(again, others).plain["prediction"]["same_fit"] is held
+
+
+def test_only_numbers_are_the_same_when_they_are_near() -> None:
+    written = {"loss": 2.0, "run": [1.9, None], "form": "power", "beyond": 3}
+    assert same(written, {"loss": 2.0 + 1e-10, "run": [1.9, None], "form": "power", "beyond": 3.0})
+    for other in ({"loss": 2.0 + 1e-8}, {"run": [1.9, 2.1]}, {"form": "powers"}, {"beyond": None}, {"x": 1}):
+        assert not same(written, written | other)
 
 
 def test_a_law_without_an_optimum_predicts_none(tmp_path: Path) -> None:

@@ -10,9 +10,14 @@ import numpy as np
 from llmtrain.errors import ConfigError, NumbersError
 from llmtrain.scaling.frontier import has_optimum
 from llmtrain.scaling.law import Bands
+from llmtrain.scaling.recomputed import same
 from llmtrain.scaling.saved import Saved, as_json, plain_best, read_fit, write_json
 
 NAME = "prediction.json"
+# the rest is where the fit lay, what it was called by its bytes, and warnings, which follow from these
+_SAYS = (
+    "form", "series", "score", "convention", "flops", "n", "d", "loss", "law", "run", "level", "optimal",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def predict(
     for name, value in given.items():
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ConfigError(f"--{name} {value} must be above 0")
-    named = {name for name, value in given.items() if value is not None}
+    asked = {name: value for name, value in given.items() if value is not None}
+    named = set(asked)
     best: dict[str, Any] = {}
     if flops is not None and named == {"flops"}:
         n, d, best = _best(saved, flops)
@@ -61,17 +67,19 @@ def predict(
     }  # by default every token is fresh
     bands = saved.law.bands({k: np.array([v]) for k, v in x.items() if v is not None}, saved.level)
     beyond = flops / saved.most_flops if flops and saved.most_flops else None
-    return Prediction(flops, n, d, bands, beyond, _plain(saved, flops, n, d, bands, beyond, best))
+    plain = _plain(saved, flops, n, d, bands, beyond, best) | {"asked": asked}
+    return Prediction(flops, n, d, bands, beyond, plain)
 
 
 def seal(folder: Path, found: Prediction, *, force: bool = False) -> Path:
-    """Write ``prediction.json``. Raises ConfigError where another one is: it was made before the runs that judge it."""
+    """Write ``prediction.json``; one that says the same stays as it is.
+
+    Raises ConfigError where another one is: it was made before the runs that judge it.
+    """
     path = folder / NAME
-    if (
-        path.exists()
-        and not force
-        and _sealed(path.read_text("utf-8", "replace")) != _sealed(as_json(found.plain))
-    ):
+    if path.exists() and not force:
+        if says_the_same(_read(path), found):
+            return path
         raise ConfigError(
             f"{path} holds another prediction, and what was predicted before its runs stays: give another folder "
             "with --out, or write over it with --force"
@@ -81,12 +89,21 @@ def seal(folder: Path, found: Prediction, *, force: bool = False) -> Path:
     return path
 
 
-def _sealed(text: str) -> dict[str, Any] | None:
-    """What a prediction says, however the way to its fit is written; None for what is none."""
+def says_the_same(written: dict[str, Any], found: Prediction) -> bool:
+    """Whether a prediction as written is ``found``, computed again.
+
+    Whatever way leads to the fit, and whatever the last digits in its file.
+    """
+    plain = json.loads(as_json(found.plain))
+    return same(*({key: one.get(key) for key in _SAYS} for one in (written, plain)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What is written there; nothing where that is no prediction."""
     try:
-        return dict(json.loads(text)) | {"fit": None}
+        return dict(json.loads(path.read_text("utf-8", "replace")))
     except (ValueError, TypeError):
-        return None
+        return {}
 
 
 def _best(saved: Saved, flops: float) -> tuple[float | None, float | None, dict[str, Any]]:

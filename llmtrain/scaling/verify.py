@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from llmtrain.errors import DataError
+from llmtrain.errors import DataError, UserError
 from llmtrain.scaling.alike import SHARED
 from llmtrain.scaling.law import Bands
 from llmtrain.scaling.points import Points
 from llmtrain.scaling.predict import NAME as PREDICTION
+from llmtrain.scaling.predict import predict, says_the_same
 from llmtrain.scaling.saved import Saved, read_fit
 from llmtrain.scaling.seen import seen
 
@@ -130,12 +131,23 @@ def _baselines(saved: Saved, points: Points) -> dict[str, np.ndarray]:
 
 
 def _prediction(saved: Saved) -> dict[str, Any] | None:
-    """The prediction beside the fit, and whether it was made from this very fit."""
+    """The prediction beside the fit, and whether it is of this very fit, or of one that predicts the same."""
     path = saved.path.parent / PREDICTION
     if not path.exists():
         return None
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
-        return {"file": path.name, "same_fit": made["fit_sha256"] == saved.sha256, "loss": made["loss"]}
+        same_fit = made["fit_sha256"] == saved.sha256 or _predicts(saved, made)
+        return {"file": path.name, "same_fit": same_fit, "loss": made["loss"]}
     except (ValueError, LookupError, TypeError):
         raise DataError(f"{path} is no prediction as scripts/predict.py writes it; make it again") from None
+
+
+def _predicts(saved: Saved, made: dict[str, Any]) -> bool:
+    """Whether the fit as it is now makes the same prediction again: its file may have been written anew elsewhere."""
+    if "asked" not in made:  # predictions of earlier versions do not say
+        return False
+    try:
+        return says_the_same(made, predict(saved, **made["asked"]))
+    except UserError:  # it knows nothing of what was asked
+        return False

@@ -15,6 +15,7 @@ from llmtrain.scaling import Study, predict, read, read_fit, study, verify
 from llmtrain.scaling.predict import NAME as PREDICTION
 from llmtrain.scaling.predict import Prediction
 from llmtrain.scaling.read import the_series
+from llmtrain.scaling.recomputed import same
 from llmtrain.scaling.saved import Saved, write_json
 from llmtrain.scaling.verify import NAME as VERIFIED
 from llmtrain.sweep.cells import Cell, Role
@@ -137,7 +138,7 @@ def _sealed(path: Path, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
         write_json(path, found)
     text = path.read_bytes()
     sealed: dict[str, Any] = json.loads(text)
-    if any(sealed[key] != found[key] for key in ("cells", "loss", "run")):
+    if not all(same(sealed[key], found[key]) for key in ("cells", "loss", "run")):
         raise ConfigError(
             f"{path} predicts {sealed['loss']:.4f} for {', '.join(sealed['cells'])}, and the records now make "
             f"{found['loss']:.4f} for {', '.join(found['cells'])}: take another name (sweep.name=...)"
