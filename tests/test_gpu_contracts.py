@@ -1,7 +1,8 @@
 """What GPU kernels are called with, recorded by stand-ins of their signatures, and that what they return is used right.
 
 Each stand-in takes the arguments of the package's own function, checks what the kernel would refuse, and computes the
-answer plainly. flash-attn's plain answer and FlexAttention's masks are held against the reference in test_attention.py.
+answer plainly. flash-attn's plain answer and FlexAttention's masks are held against the reference in
+test_attention_gpu.py.
 """
 
 import inspect
