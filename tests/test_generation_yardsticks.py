@@ -1,8 +1,6 @@
 """Yardsticks of generation: the same bytes for all, at chance where nothing is known, right where all is."""
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from llmtrain.evaluation.base import Document, HeldOutTexts, Items
 from llmtrain.evaluation.baselines import Uniform, unigram
 from llmtrain.evaluation.choice import Question, choice, read_questions
 from llmtrain.evaluation.cloze import best, cloze, reciprocal_rank
-from llmtrain.evaluation.endings import Cloze, clozes
 from llmtrain.evaluation.generation import generation_baselines, generation_tasks, generation_yardsticks
 from llmtrain.evaluation.likelihood import Answer, Ask, Likelihood, likelihood_of
 from llmtrain.evaluation.minimal_pairs import Pair, by_likelihood, minimal_pairs, read_pairs
@@ -36,12 +33,9 @@ from llmtrain.objectives.causal import CausalLM
 from llmtrain.objectives.contrastive import Contrastive
 from llmtrain.objectives.masked import MaskedLM
 from llmtrain.types import BOS
+from tests.endings import cloze_items
 from tests.runs import SHARED, write_text
 from tests.tiny import ARCHS
-
-JAPANESE = "".join(
-    f"私は昨日、川の魚を見た。それは{a}い{b}です。" for a in "白黒赤青高長" for b in "山田森林魚鳥"
-)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +64,6 @@ def subject(objective, tokenizer: Tokenizer, seq_len: int = 128) -> Subject:
     return Subject(model.eval(), objective, tokenizer, seq_len)
 
 
-def cloze_items(test, every, *, most: int, n_candidates: int, context_bytes: int) -> list[Cloze]:
-    found = clozes(
-        test, every, n_candidates=n_candidates, context_bytes=context_bytes, allowed=lambda text: True
-    )
-    return [make() for make in at_most(found, most) if make is not None]
-
-
 class Knows(Likelihood):
     """Holds the continuations that it knows for certain, and all others for as unlikely."""
 
@@ -85,36 +72,6 @@ class Knows(Likelihood):
 
     def answer(self, asks: Sequence[Ask]) -> list[Answer]:
         return [Answer(np.full(len(a.continuation), 0.0 if a in self._known else 9.0), True) for a in asks]
-
-
-def test_windows_follow_one_another_and_their_halves_are_those_of_the_text():
-    for document in (
-        Document("ja", JAPANESE),
-        Document("en", "A word, another one and more of them.\n" * 30),
-    ):
-        found = windows([document], 64)
-        assert (
-            "".join(w.given + w.asked for w in found)
-            == document.text[: sum(len(w.given + w.asked) for w in found)]
-        )
-        assert [w.begins for w in found] == [True] + [False] * (len(found) - 1)
-        assert not any(w.ends for w in found[:-1])
-        for window in found:
-            n_given, n_asked = len(window.given.encode()), len(window.asked.encode())
-            assert n_given and n_asked and n_given + n_asked <= 64
-
-
-def test_windows_are_spread_over_all_and_short_documents_have_none(documents):
-    assert {w.file for w in at_most(windows(documents, 256), 10)} == {d.file for d in documents}
-    with pytest.raises(DataError, match="half a window"):
-        windows([Document("short", "a few words")], 256)
-
-
-def test_documents_of_one_file_have_items_of_their_own(documents):
-    same = [Document("one.py", document.text) for document in documents]
-    items = cloze_items(same, same, most=10_000, n_candidates=10, context_bytes=64)
-    for ids in ([w.id for w in windows(same, 256)], [item.id for item in items]):
-        assert len(set(ids)) == len(ids) > 100
 
 
 def test_every_tokenizer_is_asked_for_the_same_bytes(tokenizers, documents):
@@ -139,28 +96,6 @@ def test_a_model_that_holds_all_tokens_for_alike_is_at_the_chance_of_the_suffix(
     assert measured.items is not None and set(measured.items.group) == {w.file for w in found}
 
 
-def test_cloze_candidates_are_alike_in_bytes_and_frequency(text, documents):
-    items = cloze_items(documents, documents, most=40, n_candidates=20, context_bytes=128)
-    assert len(items) == 40
-    for item in items:
-        assert len(set(item.candidates)) == 20
-        assert len({len(candidate.encode()) for candidate in item.candidates}) == 1
-        assert len({(c[0], c[-1]) for c in item.candidates}) == 1
-        own = next(d.text for d in documents if d.file == item.file)
-        at, true = int(item.id.split(":")[-1]), item.candidates[0]
-        assert own[at - len(item.given) : at + len(true)] == item.given + true
-
-
-def test_japanese_endings_are_the_last_four_characters_before_a_mark():
-    document = Document("ja", JAPANESE)
-    items = cloze_items([document], [document], most=20, n_candidates=3, context_bytes=60)
-    assert items
-    for item in items:
-        assert all(
-            len(candidate) == 5 and candidate[-1] == item.candidates[0][-1] for candidate in item.candidates
-        )
-
-
 def test_cloze_is_at_chance_where_nothing_is_known_and_perfect_where_all_is(tokenizers, documents):
     tokenizer = tokenizers["bytes"]
     items = cloze_items(documents, documents, most=30, n_candidates=20, context_bytes=128)
@@ -175,17 +110,6 @@ def test_cloze_is_at_chance_where_nothing_is_known_and_perfect_where_all_is(toke
         for item in items
     ]
     assert [one.value for one in cloze(Knows(true), tokenizer, items)] == [1.0, 1.0]
-
-
-def test_frequency_alone_does_not_find_the_ending(documents):
-    """Its place in the order of frequency is any of them."""
-    counts = Counter(re.findall(r"[^\W\d_]+", "".join(d.text for d in documents)))
-    items = cloze_items(documents, documents, most=200, n_candidates=20, context_bytes=64)
-    shares = []
-    for item in items:
-        of = np.array([counts[candidate[1:-1]] for candidate in item.candidates])
-        shares.append((of > of[0]).mean() - (of < of[0]).mean())
-    assert len(items) == 200 and abs(np.mean(shares)) < 4 / np.sqrt(3 * len(items))  # of a uniform place
 
 
 def test_tied_candidates_share_their_ranks():
@@ -335,28 +259,6 @@ def test_items_that_stand_in_the_training_text_are_dropped_and_counted(tokenizer
     )
     with pytest.raises(DataError, match="every item of suffix"):
         generation_tasks(texts, settings, [d.text for d in documents])
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "not JSON"),
-        ('{"good": "a", "uid": "u"}', "bad is None"),
-        ("", "no line"),
-    ],
-)
-def test_a_file_of_pairs_that_is_none_is_named_with_its_line(tmp_path, line, said):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(line)
-    with pytest.raises(DataError, match=said):
-        read_pairs(path)
-
-
-def test_a_label_beyond_the_choices_is_refused(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    path.write_text('{"q": "?", "choices": ["a", "b"], "label": 2}')
-    with pytest.raises(DataError, match="question 1 has label 2"):
-        read_questions(path)
 
 
 EVAL = SHARED / "eval"
