@@ -1,186 +1,24 @@
-"""A mixture of experts is what its definition says, on every path, and hears no more than it may."""
+"""A mixture of experts is what its definition says, hears no more than it may, and learns as a whole."""
 
 import dataclasses
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
-from llmtrain.accounting import flops, size
-from llmtrain.nn.base import Extent
 from llmtrain.nn.init import initialise
 from llmtrain.nn.mixers.attention import Attention
-from llmtrain.nn.mlps.moe import MoE, MoEModule
+from llmtrain.nn.mlps.moe import MoE
 from llmtrain.nn.model import Block, Layer, ModelConfig
 from llmtrain.nn.roles import roles
 from llmtrain.objectives.causal import CausalLM
 from llmtrain.ops import backend
-from llmtrain.ops.moe import KERNELS, Slots, experts
-from llmtrain.ops.moe_sliced import sliced_experts, sliced_experts_backward
-from llmtrain.types import NO_DOC, Seq, Visibility
-from tests.tiny import VOCAB, batch_of, mixed, model_of, noise, stream
+from llmtrain.types import NO_DOC, Visibility
+from tests.mixtures import EXPERT, TOKEN, D, choices, clm_of, moe, one_a_row, token_choices
+from tests.tiny import batch_of, mixed, model_of, noise, stream
 
-ROOT = Path(__file__).parents[1]
-D = 32
-TOKEN = {
-    "plain": MoE(),
-    "scores": MoE(renormalise=False, top_k=3),
-    "switch": MoE(n_experts=4, top_k=1, renormalise=False),
-    "deepseek": MoE(scores="sigmoid", n_shared=1, scale=2.5, bias_rate=0.01, ratio=0.25),
-}
-EXPERT = {
-    "experts_choose": MoE(choice="expert", renormalise=False, balance=0.0, n_shared=1),
-    "experts_choose_by_sigmoid": MoE(
-        choice="expert", scores="sigmoid", renormalise=False, balance=0.0, n_experts=3
-    ),
-}
-token_choices = pytest.mark.parametrize("cfg", TOKEN.values(), ids=TOKEN.keys())
-choices = pytest.mark.parametrize("cfg", [*TOKEN.values(), *EXPERT.values()], ids=[*TOKEN, *EXPERT])
 visibilities = pytest.mark.parametrize("visibility", Visibility)
-
-
-def moe(cfg: MoE, *, bias: bool = True) -> MoEModule:
-    """In float64, with biases that matter."""
-    module = cfg.build(D, Visibility.BIDIRECTIONAL)
-    initialise(module, n_layers=1, seed=0)
-    module.double()
-    if cfg.bias_rate and bias:
-        module.bias.copy_(0.3 * noise(cfg.n_experts, seed=5))
-    return module
-
-
-def one_a_row() -> Seq:
-    """Documents of different lengths, the last row padding alone."""
-    return stream(((7,), (12,), (1,), ()), 12, Visibility.BIDIRECTIONAL)
-
-
-def slots_of(n: int, e: int, k: int, *, dtype: torch.dtype = torch.float64) -> Slots:
-    """The same experts again and again, so that some get many tokens and others none."""
-    expert = (noise(n, e, seed=1) + torch.arange(e).ge(e - 1) * -9.0).topk(k, -1).indices
-    token = torch.arange(n).repeat_interleave(k)
-    return Slots(token, expert.flatten(), noise(n * k, seed=2).to(dtype))
-
-
-# fast is the reference
-
-
-@pytest.mark.parametrize(
-    ("kernel", "dtype", "tolerance"),
-    [("sliced", torch.float64, 1e-10), ("sliced", torch.float32, 1e-5), ("grouped", torch.float32, 1e-5)],
-)
-@pytest.mark.parametrize(("n", "e", "k", "d", "f"), [(40, 5, 2, 16, 24), (3, 8, 1, 8, 8), (64, 4, 4, 8, 16)])
-def test_a_fast_path_is_the_reference_in_value_and_gradient(kernel, dtype, tolerance, n, e, k, d, f):
-    slots = slots_of(n, e, k, dtype=dtype)
-    shapes = ((n, d), (e, 2 * f, d), (e, d, f))
-    inputs = [noise(*s, seed=i, dtype=dtype).mul(0.3).requires_grad_() for i, s in enumerate(shapes)]
-    gate = slots.gate.requires_grad_()
-    found = []
-    for name in ("reference", kernel):
-        with backend.force(experts=name):
-            y = experts(*inputs, slots)
-        found.append((y, *torch.autograd.grad((y * noise(n, d, seed=9, dtype=dtype)).sum(), (*inputs, gate))))
-    for ours, expected in zip(*reversed(found), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
-
-
-@choices
-def test_a_layer_is_the_same_on_every_path(cfg):
-    seq, module = one_a_row(), moe(cfg)
-    found = []
-    for name in ("reference", "sliced"):
-        x = noise(*seq.doc.shape, D).requires_grad_()
-        with backend.force(experts=name):
-            h, (routing,) = module(x, seq)
-        loss = (h * noise(*h.shape, seed=3)).sum() + routing.prob.square().sum() + routing.z
-        found.append((h, *routing, *torch.autograd.grad(loss, [x, *module.parameters()])))
-    for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
-
-
-def test_the_opaque_operation_keeps_its_promises_to_torch():
-    slots = slots_of(4, 3, 2)
-    x, gate_up, down = (
-        noise(*s, seed=i).requires_grad_() for i, s in enumerate(((4, 3), (3, 4, 3), (3, 3, 2)))
-    )
-    args = (x, gate_up, down, slots.token, slots.expert, slots.gate.requires_grad_())
-    torch.library.opcheck(
-        sliced_experts, args, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
-    )
-    assert torch.autograd.gradcheck(lambda *a: sliced_experts(*a)[0], args)
-
-
-@pytest.mark.slow
-def test_a_compiled_layer_is_one_graph_of_the_same_values():
-    """In a process of its own: the type checker that tests run under is not to be compiled."""
-    code = """
-import torch
-from llmtrain.nn.mlps.moe import MoE
-from llmtrain.types import Visibility
-from tests.tiny import noise, stream
-
-torch.set_num_threads(1)
-seq = stream(((7,), (12,), ()), 12, Visibility.BIDIRECTIONAL)
-for cfg in (MoE(bias_rate=0.1), MoE(choice="expert", renormalise=False, balance=0.0)):
-    module = cfg.build(16, Visibility.BIDIRECTIONAL).double()
-    for i, p in enumerate(module.parameters()):
-        p.data = noise(*p.shape, seed=i)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    found = []
-    for f in (module, compiled):
-        x = noise(3, 12, 16).requires_grad_()
-        h, (routing,) = f(x, seq)
-        loss = h.square().sum() + routing.z
-        found.append((h, *routing, *torch.autograd.grad(loss, [x, *module.parameters()])))
-    for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@choices
-def test_the_same_bits_come_out_twice_with_deterministic_operations_only(cfg):
-    seq, module = one_a_row(), moe(cfg).float()
-    x = noise(*seq.doc.shape, D, dtype=torch.float32).requires_grad_()
-    torch.use_deterministic_algorithms(True)
-    try:
-        found = []
-        for name in (*KERNELS, *KERNELS):
-            with backend.force(experts=name):
-                h, (routing,) = module(x, seq)
-            found.append(torch.autograd.grad(h.square().sum() + routing.z, [x, *module.parameters()]))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for first, second in zip(found[: len(KERNELS)], found[len(KERNELS) :], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_what_is_kept_for_the_backward_pass_grows_with_parameters_only():
-    def kept(n_experts: int) -> int:
-        module, seq = moe(MoE(n_experts=n_experts)), stream(((64,),) * 2, 64)
-        own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-        found: dict[int, int] = {}
-
-        def pack(t: Tensor) -> Tensor:
-            if t.untyped_storage().data_ptr() not in own:
-                found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            h, _ = module(noise(2, 64, D).requires_grad_(), seq)
-        assert h.requires_grad
-        return sum(found.values())
-
-    scores = 2 * 64 * 8 * (64 - 4)  # one number for each token and expert more, of float64
-    assert kept(64) - kept(4) < 4 * scores
-    inner = 2 * 64 * 2 * 2 * moe(MoE()).d_ff * 8  # top_k experts' gate and up
-    assert kept(4) > inner
 
 
 # the definition
@@ -357,71 +195,6 @@ def test_what_cannot_work_is_refused_in_one_sentence(fields, says):
         MoE(**fields)
 
 
-# counts
-
-
-def clm_of(cfg: MoE) -> ModelConfig:
-    layer = Layer(mixer=Attention(head_dim=8), mlp=cfg)
-    return ModelConfig(n_layers=2, d_model=D, layers=(layer,))
-
-
-@pytest.mark.parametrize("kernel", ["sliced", "grouped"])
-@token_choices
-def test_flops_counter_is_what_torch_counts_of_a_row(cfg, kernel):
-    objective, model = CausalLM(), model_of(CausalLM(), clm_of(cfg))
-    expected = flops(clm_of(cfg), objective, 12, vocab_size=VOCAB.size).counter
-    with (
-        backend.force(attention="reference", experts=kernel),
-        FlopCounterMode(display=False, custom_mapping=GROUPED) as counter,
-    ):
-        objective.loss(model, batch_of(objective, seq_len=12, rows=3)).loss.backward()
-    assert counter.get_total_flops() == 3 * expected
-
-
-def _grouped(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
-    """Rows by groups of weights, or, in the gradient of weights, groups of rows: each row meets one matrix."""
-    return 2 * a[0] * a[1] * b[-1]
-
-
-GROUPED = {torch.ops.aten._grouped_mm: _grouped}
-
-
-@pytest.mark.parametrize("cfg", EXPERT.values(), ids=EXPERT.keys())
-def test_flops_of_experts_that_choose_are_those_of_their_capacity(cfg):
-    module, seq = moe(cfg), stream(((11,),) * 3, 11, Visibility.BIDIRECTIONAL)
-    expected = module.flops(Extent(11, Visibility.BIDIRECTIONAL)).counter
-    with FlopCounterMode(display=False) as counter:
-        module(noise(3, 11, D).requires_grad_(), seq).h.sum().backward()
-    assert counter.get_total_flops() == 3 * 3 * expected
-
-
-def test_the_opaque_operation_counts_what_its_products_are():
-    slots = slots_of(20, 4, 2)
-    x, gate_up, down = noise(20, 8), noise(4, 12, 8), noise(4, 8, 6)
-    y, h = sliced_experts(x, gate_up, down, *slots)
-    steps = (
-        (sliced_experts, (x, gate_up, down, *slots)),
-        (sliced_experts_backward, (y, x, gate_up, down, *slots, h)),
-    )
-    for op, args in steps:
-        with FlopCounterMode(display=False) as outside:
-            op(*args)
-        with FlopCounterMode(display=False) as inside:
-            op._init_fn(*args)
-        assert outside.get_total_flops() == inside.get_total_flops() > 0
-
-
-def test_flops_and_active_parameters_by_hand():
-    cfg = MoE(n_experts=4, top_k=2, ratio=0.5, n_shared=1)
-    one = 3 * D * (D // 2)  # weights of an expert
-    active = 4 * D + (2 + 1) * one  # router, chosen and shared
-    module = cfg.build(D, Visibility.CAUSAL)
-    assert module.flops(Extent(10, Visibility.CAUSAL)).model == 2 * 10 * active
-    model = ModelConfig(n_layers=3, d_model=D, layers=(Layer(mixer=Attention(head_dim=8), mlp=cfg),))
-    found = size(model, CausalLM(), VOCAB.size)
-    assert found.total - found.active == 3 * 2 * one
-
-
 # how it is trained
 
 
@@ -456,54 +229,3 @@ def test_recomputation_counts_nothing_twice():
         (h.square().sum() + routing.prob.square().sum() + routing.z).backward()
         found.append((h, *routing, x.grad))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-# the public implementations
-
-
-def _same(theirs, module: MoEModule, x: Tensor) -> None:
-    h = module(x, stream(((x.shape[1],),) * len(x), x.shape[1])).h
-    torch.testing.assert_close(h, theirs, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["qwen3_norm", "qwen3", "mixtral", "granite"])
-@torch.no_grad()
-def test_the_layer_is_that_of_transformers_with_the_weights_carried_over(kind):
-    transformers = pytest.importorskip("transformers")
-    cfg = MoE(ratio=0.5, renormalise=kind != "qwen3", n_shared=2 if kind == "granite" else 0)
-    module = moe(cfg).float()
-    x = noise(2, 12, D, dtype=torch.float32)
-    shared = {"hidden_size": D, "num_experts_per_tok": 2, "experts_implementation": "eager"}
-    if kind.startswith("qwen3"):
-        from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
-
-        theirs = Qwen3MoeSparseMoeBlock(
-            transformers.Qwen3MoeConfig(
-                **shared, num_experts=8, moe_intermediate_size=16, norm_topk_prob=cfg.renormalise
-            )
-        )
-        router = theirs.gate
-    elif kind == "mixtral":
-        from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
-
-        theirs = MixtralSparseMoeBlock(
-            transformers.MixtralConfig(**shared, num_local_experts=8, intermediate_size=16)
-        )
-        router = theirs.gate
-    else:
-        from transformers.models.granitemoehybrid.modeling_granitemoehybrid import (
-            GraniteMoeHybridMLP,
-            GraniteMoeHybridMoE,
-        )
-
-        granite = transformers.GraniteMoeHybridConfig(
-            **shared, num_local_experts=8, intermediate_size=16, shared_intermediate_size=32, mamba_n_heads=8
-        )
-        theirs, beside = GraniteMoeHybridMoE(granite), GraniteMoeHybridMLP(granite)
-        router = theirs.router
-        beside.input_linear.weight.copy_(module.shared.gate_up.weight)
-        beside.output_linear.weight.copy_(module.shared.down.weight)
-    router.weight.copy_(module.router.weight)
-    theirs.experts.gate_up_proj.copy_(module.gate_up)
-    theirs.experts.down_proj.copy_(module.down)
-    _same(theirs(x) + (beside(x) if kind == "granite" else 0), module, x)
