@@ -1,65 +1,29 @@
-"""A corpus is prepared once, whole, the same every time; what is held out for validation is not in training."""
+"""A corpus is prepared once, whole, and the same every time, whoever is killed meanwhile."""
 
-import json
 import os
 import shutil
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from functools import cache
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from corpora import BYTES, documents_of, files_of, prose, write_documents
 from llmtrain.config import to_plain
 from llmtrain.data.corpus import Corpus, Mix
-from llmtrain.data.dedup import mark_duplicates
-from llmtrain.data.neighbours import windows
-from llmtrain.data.prepare import Prepared, prepare
-from llmtrain.data.shards import Shards
-from llmtrain.data.sources.python import HELD_OUT, StandardLibrary
+from llmtrain.data.prepare import prepare
 from llmtrain.data.sources.text import TextFiles
-from llmtrain.data.spool import INDEX, Spool, open_index, spool_documents
 from llmtrain.data.stages import alone
 from llmtrain.data.tokenizers.byte import Bytes
 from llmtrain.data.tokenizers.sentencepiece import SentencePiece
-from llmtrain.data.training_text import training_text
 from llmtrain.errors import DataError, StorageError
-from llmtrain.philox import generator
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-BYTES = Bytes(n_sentinels=0)
-
-
-@cache
-def prose(seed: int, n_lines: int) -> str:
-    """Lines of random words: no two texts of different seeds share any."""
-    rng = generator(seed, "prose")
-    words = rng.integers(0, 1 << 20, (n_lines, 8))
-    return "".join(" ".join(f"{word:x}" for word in line) + "\n" for line in words)
-
-
-def write_documents(path: Path, documents: list[str]) -> TextFiles:
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents))
-    return TextFiles(paths=str(path))
-
-
-def documents_of(prepared: Prepared, shards: Shards) -> list[str]:
-    """The text of each document; ids are turned into bytes by the vocabulary's surfaces, which is fast."""
-    surfaces = [b""] * prepared.vocab.n_reserved + prepared.tokenizer.surfaces()
-    spans = zip(shards.offsets[:-1].tolist(), shards.offsets[1:].tolist(), strict=True)
-    return [b"".join([surfaces[i] for i in shards.tokens[a:b].tolist()]).decode() for a, b in spans]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """All that is prepared, but the seconds that it took."""
-    kept = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("report.json", ".verified.json"))
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in kept}
 
 
 @pytest.fixture
@@ -247,238 +211,6 @@ def test_progress_is_told_in_stages_and_at_most_ten_times_a_second(corpus):
         assert now - then >= 0.1 or before != after
         assert more >= 0 and (total is None or more <= total)
         assert more >= done or before != after or total
-
-
-# --- what is held out
-
-
-def test_train_and_validation_are_the_corpus_cut_in_two(corpus):
-    prepared = prepare(corpus(), BYTES)
-    train, validation = prepared.train[0].shards, prepared.validation["corpus"]
-    expected = "".join(prose(i, 1000) for i in range(60))
-    lines = Counter(expected.splitlines())
-    found = [line for s in (train, validation) for d in documents_of(prepared, s) for line in d.splitlines()]
-    assert Counter(found) == lines
-    assert train.n_bytes + validation.n_bytes == len(expected)
-    assert 200_000 <= validation.n_bytes < 300_000
-    assert train.doc_bytes.max() <= 65_536
-    assert validation.doc_bytes.max() <= 32_768
-    owner = {line: i for i in range(60) for line in prose(i, 1000).splitlines()}
-    held_out = Counter[int]()
-    for text in documents_of(prepared, validation):
-        held_out[owner[text.splitlines()[0]]] += len(text)
-    assert max(held_out.values()) <= 32_768
-    assert prepared.report["parts"]["corpus"]["documents"] == 60
-
-
-def test_exact_copies_are_dropped_unless_they_are_wanted(tmp_path):
-    originals = [prose(i, 50) for i in range(40)]
-    source = write_documents(tmp_path / "a.jsonl", [*originals, *originals[:7], originals[0]])
-    n_bytes = sum(map(len, originals))
-    for deduplicate, expected, dropped in ((True, n_bytes, 8), (False, None, 0)):
-        prepared = prepare(
-            Corpus(source=source, cache=str(tmp_path / "cache"), deduplicate=deduplicate), BYTES
-        )
-        kept = prepared.train[0].shards.n_bytes + prepared.validation["corpus"].n_bytes
-        assert prepared.report["parts"]["corpus"]["duplicate_documents"] == dropped
-        assert kept == (expected or n_bytes + sum(map(len, [*originals[:7], originals[0]])))
-
-
-def test_near_duplicates_stay_on_one_side(tmp_path):
-    """Families of three: a text, one with a third of its lines changed, and one near to the second alone."""
-    documents = []
-    for i in range(100):
-        lines = prose(i, 60).splitlines(True)
-        second = lines[:30] + prose(1000 + i, 30).splitlines(True)
-        third = second[30:] + prose(2000 + i, 30).splitlines(True)
-        documents += ["".join(lines), "".join(second), "".join(third)]
-    source = write_documents(tmp_path / "a.jsonl", documents)
-    prepared = prepare(Corpus(source=source, cache=str(tmp_path / "cache"), validation_fraction=0.1), BYTES)
-    train = np.concatenate([windows(t.encode()) for t in documents_of(prepared, prepared.train[0].shards)])
-    held_out = documents_of(prepared, prepared.validation["corpus"])
-    assert len(held_out) >= 20
-    for text in held_out:
-        assert not np.isin(windows(text.encode()), train).any()
-
-
-@pytest.mark.parametrize("n_lines", [60, 300, 900, 20_000])
-def test_one_file_of_ones_own_is_split_whatever_its_size(tmp_path, n_lines):
-    path = tmp_path / "a.txt"
-    path.write_text(prose(0, n_lines))
-    prepared = prepare(Corpus(source=TextFiles(paths=str(path)), cache=str(tmp_path / "cache")), BYTES)
-    n_bytes = path.stat().st_size
-    assert min(200_000, n_bytes // 10) <= prepared.validation["corpus"].n_bytes <= max(400_000, 512)
-    assert prepared.train[0].shards.n_bytes >= n_bytes // 2
-
-
-def test_the_standard_library_holds_out_its_list_and_no_more_than_32_kb_of_a_file(tmp_path):
-    prepared = prepare(Corpus(source=StandardLibrary(), cache=str(tmp_path)), BYTES)
-    validation = prepared.validation["corpus"]
-    assert len(HELD_OUT) <= validation.n_documents
-    assert 250_000 < validation.n_bytes < 500_000
-    assert validation.doc_bytes.max() <= 32_768
-    assert "def sched" not in "".join(documents_of(prepared, validation))
-    assert any("class scheduler:" in text for text in documents_of(prepared, validation))
-    assert not any("class scheduler:" in text for text in documents_of(prepared, prepared.train[0].shards))
-
-
-def test_no_more_than_max_bytes_are_read(corpus):
-    for limit in (100_000, 1_000_000):
-        report = prepare(corpus(max_bytes=limit), BYTES).report["parts"]["corpus"]
-        assert limit - 100 < report["bytes"] <= limit
-
-
-# --- sets that are held out by name
-
-
-@pytest.fixture
-def news(tmp_path: Path) -> TextFiles:
-    """Three texts, one of them in ``corpus`` too, one twice, one long."""
-    texts = [prose(7, 1000), prose(100, 50), prose(100, 50), prose(101, 2000)]
-    return write_documents(tmp_path / "news.jsonl", texts)
-
-
-def test_a_named_set_is_whole_but_for_copies_and_says_what_of_it_is_trained_on(corpus, news):
-    prepared = prepare(corpus(held_out={"news": news}), BYTES)
-    shards = prepared.held_out["news"]
-    assert "".join(documents_of(prepared, shards)) == prose(7, 1000) + prose(100, 50) + prose(101, 2000)
-    assert shards.doc_bytes.max() <= 65_536
-    report = prepared.report["held_out"]["news"]
-    expected = {"documents": 4, "duplicate_documents": 1, "also_in_training": 1, "tokens": shards.n_tokens}
-    assert report.items() >= expected.items()
-    assert list(prepared.validation) == ["corpus"]
-
-
-def test_a_set_that_joins_leaves_the_corpus_alone_and_is_made_once(corpus, news, tmp_path):
-    alone_with = prepare(corpus(), BYTES)
-    before = files_of(alone_with.folder)
-    times = {path: path.stat().st_mtime_ns for path in alone_with.folder.rglob("*")}
-    stages: list[str] = []
-    joined = prepare(corpus(held_out={"news": news}), BYTES, progress=lambda s, d, t: stages.append(s))
-    assert set(stages) == {"held out: news"}
-    assert (joined.folder, joined.fingerprint) == (alone_with.folder, alone_with.fingerprint)
-    assert files_of(joined.folder) == before
-    assert {path: path.stat().st_mtime_ns for path in joined.folder.rglob("*")} == times
-    stages.clear()
-    renamed = prepare(corpus(held_out={"olds": news}), BYTES, progress=lambda s, d, t: stages.append(s))
-    assert not stages  # a set is known by its content
-    assert renamed.held_out["olds"].fingerprint == joined.held_out["news"].fingerprint
-    other = prepare(corpus(held_out={"news": news}), Bytes(n_sentinels=8))
-    assert other.held_out["news"].folder != joined.held_out["news"].folder
-
-
-@pytest.mark.parametrize("calls", [1, 2, 6])
-def test_a_set_whose_preparation_is_killed_goes_on_and_ends_the_same(corpus, news, fine_grained, calls):
-    whole = prepare(corpus("whole", held_out={"news": news}), BYTES).held_out["news"].folder
-    told: list[str] = []
-
-    def kill(now: str, done: int, total: int | None) -> None:
-        told.append(now)
-        if told.count("held out: news") == calls:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    if (child := os.fork()) == 0:
-        prepare(corpus(held_out={"news": news}), BYTES, progress=kill)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    again = prepare(corpus(held_out={"news": news}), BYTES).held_out["news"].folder
-    assert files_of(again.parent) == files_of(whole.parent)
-
-
-def test_paths_in_the_place_of_a_set_are_text_files(tmp_path):
-    source = TextFiles(paths="a.txt")
-    given = Corpus(source=source, held_out={"a": "a.txt", "b": ["b.txt", "c/*.txt"], "c": source})  # type: ignore[dict-item]
-    assert given.held_out == {"a": source, "b": TextFiles(paths=("b.txt", "c/*.txt")), "c": source}
-
-
-def test_what_is_wrong_with_a_set_is_said_of_the_set(corpus, tmp_path):
-    with pytest.raises(
-        DataError, match=r"held-out set news: .*nowhere\.txt.* correct data\.held_out\.news\.paths"
-    ):
-        prepare(corpus(held_out={"news": "nowhere.txt"}), BYTES)
-    (tmp_path / "blank.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"held-out set news: .*empty.*data\.held_out\.news"):
-        prepare(corpus(held_out={"news": str(tmp_path / "blank.txt")}), BYTES)
-    for name in ("validation", "validation_a", "a b"):
-        with pytest.raises(ValueError, match=rf"data\.held_out\.{name}"):
-            corpus(held_out={name: "a.txt"})
-    part = Corpus(source=corpus().source, held_out={"a": "a.txt"})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match=r"data\.components\.x\.held_out has no effect in a mix"):
-        Mix(components={"x": part}, weights={"x": 1})
-
-
-# --- parts of the road
-
-
-@pytest.mark.parametrize("n", [0, 1, 5000])
-def test_duplicates_found_on_disk_are_those_found_in_memory(tmp_path, n):
-    rng = generator(0, "hashes")
-    index = np.zeros(n, INDEX)
-    index["high"] = rng.integers(0, 1 << 63, 40, np.uint64)[rng.integers(0, 40, n)] << np.uint64(1)
-    index["low"] = rng.integers(0, 40, n)
-    seen: set[tuple[int, int]] = set()
-    expected = []
-    for pair in zip(index["high"].tolist(), index["low"].tolist(), strict=True):
-        expected.append(pair in seen)
-        seen.add(pair)
-    assert mark_duplicates(index, tmp_path, in_memory=100).tolist() == expected
-
-
-def test_windows_are_shared_whatever_the_indentation_and_blank_lines():
-    text = b"a\nb\nc\nd\ne\n"
-    assert len(windows(text)) == 2
-    assert windows(b"  a\r\n\n\tb\nc\n\n\nd  \ne").tolist() == windows(text).tolist()
-    assert np.isin(windows(b"x\na\nb\nc\nd\ny\n"), windows(text)).sum() == 1
-    assert len(windows(b"a\nb\n")) == len(windows(b"a")) == 1
-    assert len(windows(b" \n\n")) == 0
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def test_a_tokenizer_is_trained_on_parts_by_weight_the_small_ones_again(tmp_path, stack):
-    spooled = {}
-    for name, n_lines in (("large", 9000), ("small", 90)):
-        folder = tmp_path / name
-        folder.mkdir()
-        source = write_documents(
-            tmp_path / f"{name}.jsonl", [name + prose(i, n_lines // 9) for i in range(9)]
-        )
-        spool_documents(Corpus(source=source), folder, lambda done, total: None)
-        spooled[name] = stack.enter_context(Spool(folder)), open_index(folder / "index")
-    total = sum(int(index["bytes"].sum()) for _, index in spooled.values())
-    shares = {"large": 0.75, "small": 0.25}
-    given = Counter[str]()
-    for text in training_text(spooled, shares):
-        given[text[:5]] += len(text)
-        if given.total() > total // 2:  # in proportion all the way, so that a reader may stop where it likes
-            assert given["large"] / given.total() == pytest.approx(0.75, abs=0.15)
-    assert total <= given.total() < total + 80_000
-    assert given["large"] / given.total() == pytest.approx(0.75, abs=0.05)
-
-
-def test_a_mix_has_shards_of_each_part_under_one_tokenizer(tmp_path):
-    parts = {
-        name: Corpus(
-            source=write_documents(tmp_path / f"{name}.jsonl", [prose(seed + i, 200) for i in range(20)])
-        )
-        for name, seed in (("a", 0), ("b", 100))
-    }
-    mix = Mix(components=parts, weights={"a": 1, "b": 3}, cache=str(tmp_path / "cache"))
-    tokenizer = SentencePiece(vocab_size=400, n_sentinels=0, max_training_bytes=50_000)
-    prepared = prepare(mix, tokenizer)
-    assert [(part.name, part.weight) for part in prepared.train] == [("a", 0.25), ("b", 0.75)]
-    assert list(prepared.validation) == ["a", "b"]
-    for part in prepared.train:
-        assert part.shards.tokenizer_hash == prepared.tokenizer.hash
-        seed = {"a": 0, "b": 100}[part.name]
-        own = {line for i in range(20) for line in prose(seed + i, 200).splitlines()}
-        found = {line for text in documents_of(prepared, part.shards) for line in text.splitlines()}
-        assert found < own
-    assert prepare(mix, tokenizer).folder == prepared.folder
 
 
 # --- real text
