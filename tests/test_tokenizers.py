@@ -2,31 +2,22 @@
 
 import json
 import lzma
-import subprocess
-import sys
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llmtrain.data.tokenizers.base import (
-    DESCRIPTOR,
-    Tokenizer,
-    TokenizerConfig,
-    load_tokenizer,
-    reserved_names,
-)
+from llmtrain.data.tokenizers.base import Tokenizer, TokenizerConfig, load_tokenizer, reserved_names
 from llmtrain.data.tokenizers.byte import Bytes
 from llmtrain.data.tokenizers.escape import escape, unescape
 from llmtrain.data.tokenizers.huggingface import HuggingFace
 from llmtrain.data.tokenizers.sentencepiece import SentencePiece, SentencePieceModel
-from llmtrain.data.tokenizers.vocab import load_vocab, save_vocab, tabulate
+from llmtrain.data.tokenizers.vocab import load_vocab, save_vocab
 from llmtrain.errors import DataError
-from llmtrain.types import BOS, MASK, N_FIXED, Script
+from llmtrain.types import BOS, MASK, N_FIXED
+from tokenizing import REPO, build, code
 
-REPO = Path(__file__).resolve().parents[1]
 CORPORA = REPO.parent / "shared" / "corpora"
 
 HARD = [
@@ -44,17 +35,6 @@ HARD = [
     "▁",
     "",
 ]
-
-
-def code() -> Iterator[str]:
-    for file in sorted((REPO / "llmtrain").rglob("*.py")):
-        yield file.read_text()
-    yield "\n".join(f"\tif x == {i}:\n\t\ty = {i} - x\n" for i in range(300))
-
-
-def build(config: TokenizerConfig, folder: Path, texts: list[str] | None = None) -> Tokenizer:
-    folder.mkdir(parents=True)
-    return config.build(lambda: iter(texts) if texts is not None else code(), folder)
 
 
 @pytest.fixture(scope="module")
@@ -187,42 +167,6 @@ def test_reserved_ids_are_dropped_or_shown_by_name(bpe: Tokenizer) -> None:
         bpe.decode([1500])
 
 
-def test_words_and_sentences_are_told_by_their_tokens(tmp_path: Path) -> None:
-    vocab = build(Bytes(n_sentinels=0), tmp_path / "t").vocab()
-    starts = {bytes([i]) for i in np.flatnonzero(vocab.starts_word) - vocab.n_reserved}
-    ends = {bytes([i]) for i in np.flatnonzero(vocab.ends_sentence) - vocab.n_reserved}
-    assert {b" ", b"\n", b"("} <= starts and not {b"a", b"9", b"_", b"\xe3", b"\x81"} & starts
-    assert ends == {b".", b"!", b"?"}
-
-
-def test_scripts_of_a_token_are_those_of_its_first_and_its_last_character() -> None:
-    surfaces = {
-        "": (Script.SPACE, Script.SPACE),
-        " 猫": (Script.SPACE, Script.KANJI),
-        "日々": (Script.KANJI, Script.KANJI),
-        "𠮟る": (Script.KANJI, Script.HIRAGANA),
-        "コーヒー": (Script.KATAKANA, Script.KATAKANA),
-        "・ｶ": (Script.SYMBOL, Script.KATAKANA),
-        "ab1": (Script.LETTER, Script.LETTER),
-        "４_": (Script.LETTER, Script.LETTER),
-        "。\u3000": (Script.SYMBOL, Script.SPACE),
-    }
-    parts = ["の".encode()[1:], "のの".encode()[:4]]
-    vocab = tabulate(16, [*(s.encode() for s in surfaces), *parts])
-    assert vocab.scripts is not None and vocab.scripts.dtype == np.uint8
-    expected = [*surfaces.values(), (Script.PART, Script.PART), (Script.HIRAGANA, Script.PART)]
-    assert vocab.scripts.tolist() == [[Script.SPACE] * 2] * 16 + [list(pair) for pair in expected]
-    assert tabulate(16, ["日々".encode(), b"a"]).scripts is None  # without kana it is not Japanese
-
-
-def test_a_vocabulary_file_is_the_same_with_and_without_scripts(tmp_path: Path) -> None:
-    """The hash of a score covers it: one on a corpus that was prepared earlier must still compare."""
-    vocab = tabulate(16, ["の".encode()])
-    save_vocab(tmp_path / "a.npz", vocab)
-    save_vocab(tmp_path / "b.npz", vocab._replace(scripts=None))
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-
-
 def test_a_vocabulary_file_comes_back_equal_and_holds_no_objects(bpe: Tokenizer, tmp_path: Path) -> None:
     save_vocab(tmp_path / "a.npz", bpe.vocab())
     save_vocab(tmp_path / "b.npz", bpe.vocab())
@@ -265,49 +209,6 @@ def test_identity_follows_a_file_by_content_and_every_field(tmp_path: Path) -> N
     assert json.loads(json.dumps(SentencePiece().identity())) == SentencePiece().identity()
 
 
-def test_only_the_first_bytes_of_the_corpus_train(tmp_path: Path) -> None:
-    drawn = []
-
-    def texts() -> Iterator[str]:
-        for i in range(1000):
-            drawn.append(i)
-            yield "the same words and other words again\n" * 100
-
-    (tmp_path / "t").mkdir()
-    SentencePiece(vocab_size=560, max_training_bytes=50_000).build(texts, tmp_path / "t")
-    assert len(drawn) < 20
-
-
-@pytest.mark.parametrize(
-    "config", [{"vocab_size": 500}, {"vocab_size": 8192, "character_coverage": 0.0}, {"n_sentinels": -1}]
-)
-def test_impossible_values_are_refused_when_the_config_is_made(config: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"tokenizer.{list(config)[-1]}"):
-        SentencePiece(**config)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_a_vocabulary_that_the_text_cannot_fill_is_refused_with_the_largest_that_works(
-    model_type: str, tmp_path: Path
-) -> None:
-    texts = ["hello world, " * 30 + "\n" * 30, "abc def. " * 12]
-    with pytest.raises(DataError, match=r"at most \d+") as refused:
-        build(SentencePiece(vocab_size=3000, model_type=model_type), tmp_path / "a", texts)
-    largest = int(str(refused.value).split("at most ")[1].split(",")[0])
-    assert (
-        build(SentencePiece(vocab_size=largest, model_type=model_type), tmp_path / "b", texts).vocab_size
-        == largest
-    )
-
-
-def test_a_vocabulary_too_small_for_the_characters_is_refused_with_numbers(tmp_path: Path) -> None:
-    texts = ["".join(chr(0x4E00 + i) for i in range(1000))]
-    with pytest.raises(DataError, match=r"set it to at least (\d+)") as refused:
-        build(SentencePiece(vocab_size=600), tmp_path / "a", texts)
-    least = int(str(refused.value).split("at least ")[1].split(",")[0])
-    assert build(SentencePiece(vocab_size=least), tmp_path / "b", texts).vocab_size == least
-
-
 def test_bad_input_is_refused_in_one_line(bpe: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "junk").write_bytes(b"junk")
     cases = [
@@ -323,45 +224,6 @@ def test_bad_input_is_refused_in_one_line(bpe: Tokenizer, tmp_path: Path) -> Non
         assert "\n" not in str(refused.value)
     with pytest.raises(DataError, match=r"character 2 .* U\+DC00"):
         bpe.encode("ab\udc00")
-
-
-def test_an_altered_or_missing_tokenizer_is_refused(tmp_path: Path) -> None:
-    build(SentencePiece(vocab_size=700), tmp_path / "t")
-    model = tmp_path / "t" / "tokenizer.model"
-    content = bytearray(model.read_bytes())
-    content[len(content) // 2] ^= 1
-    model.write_bytes(content)
-    with pytest.raises(DataError, match="hash"):
-        load_tokenizer(tmp_path / "t")
-    model.unlink()
-    with pytest.raises(DataError, match=r"tokenizer\.model: No such file"):
-        load_tokenizer(tmp_path / "t")
-    (tmp_path / "t" / DESCRIPTOR).write_text('{"format": "other"}')
-    model.touch()
-    with pytest.raises(DataError, match="does not describe a tokenizer"):
-        load_tokenizer(tmp_path / "t")
-
-
-def test_a_process_that_only_tokenizes_imports_no_torch_and_prints_nothing(tmp_path: Path) -> None:
-    build(SentencePiece(vocab_size=700), tmp_path / "t")
-    program = (
-        "import sys; from pathlib import Path; from llmtrain.data.tokenizers.base import load_tokenizer\n"
-        "t = load_tokenizer(Path(sys.argv[1])); assert t.decode(t.encode('a b')) == 'a b'\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "t")],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_training_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    build(SentencePiece(vocab_size=700), tmp_path / "t")
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
