@@ -1,93 +1,30 @@
-"""A loss or a gradient that is not finite, or far too high, never reaches what a run is continued from."""
+"""A loss or a gradient that is not finite never reaches what a run is continued from."""
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import re
 import shutil
 import socket
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from llmtrain import cli, faults
 from llmtrain.callbacks.anomalies import AnomalyLog
-from llmtrain.callbacks.loggers.base import Logger, Sink
 from llmtrain.callbacks.loggers.jsonl import read
-from llmtrain.checkpoint import find, load, save
-from llmtrain.config import config
+from llmtrain.checkpoint import find, load
 from llmtrain.errors import NumbersError
-from llmtrain.objectives.base import Loss, Objective
-from llmtrain.objectives.causal import CausalBatch, CausalLM
-from llmtrain.optim.guard import robust_score
+from llmtrain.objectives.causal import CausalLM
 from llmtrain.pretrain import train
-from llmtrain.record import RunRecord
-from llmtrain.run import Run
+from poison import BAD, ROWS, SEQ_LEN, STEPS, anomalies, assert_all_checkpoints_finite, done, poisoned
 from processes import forked
-from runs import metrics, overrides, stopped, tiny, weights, write_text
-
-STEPS, ROWS, SEQ_LEN = 12, 4, 64
-BAD = 7  # the step, counted from 1, whose rows are bad
-
-
-@config
-class Poisoned(CausalLM):
-    """Causal language modelling whose loss is so many times too large where one of these rows is in the batch."""
-
-    rows_of_poison: tuple[int, ...] = ()
-    times: str = "nan"  # a number; in words, since no NaN equals another
-
-    def evaluations(self) -> tuple[Objective, ...]:
-        return (CausalLM(),)
-
-    def example(self, row: Any, vocab: Any, *, seq_len: int, rng: np.random.Generator) -> CausalBatch:
-        return super().example(row, vocab, seq_len=seq_len, rng=rng)._replace(key=np.int64(row.number))
-
-    def loss(self, model: Any, batch: CausalBatch) -> Loss:
-        out = super().loss(model, batch)
-        bad = torch.isin(batch.key, torch.tensor(self.rows_of_poison, dtype=torch.long))
-        return out._replace(loss=out.loss * float(self.times)) if bad.any() else out
-
-
-def poisoned(folder: Path, rows: tuple[int, ...] = (4 * BAD - 2,), times: str = "nan", **changes: Any) -> Run:
-    """A tiny run with bad rows, by default one of step ``BAD``."""
-    common = {
-        "seq_len": SEQ_LEN, "steps": STEPS, "eval__samples": 0, "eval__rows": 8, "optim__ema": 0.9,
-        "checkpoint__every": 5, "checkpoint__keep_last": 99,
-    }  # fmt: skip
-    run = tiny(folder, **(common | changes))
-    return dataclasses.replace(run, objective=Poisoned(rows_of_poison=rows, times=times))
-
-
-def anomalies(run: Run) -> list[dict[str, Any]]:
-    path = run.folder / "anomalies.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def assert_all_checkpoints_finite(run: Run) -> None:
-    paths = list((run.folder / "checkpoints").iterdir())
-    assert paths
-    for path in paths:
-        tensors = load(path).tensors
-        assert all(
-            t.isfinite().all()
-            for group in ("model", "optimizer", "averages")
-            for t in tensors[group].values()
-        )
-
-
-def done(run: Run) -> RunRecord:
-    record = train(run)
-    assert record is not None
-    return record
+from runs import metrics, overrides, tiny, write_text
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +32,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     write_text(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def clean(home: Path) -> RunRecord:
-    return done(poisoned(home, (), name="clean"))
 
 
 # ---- the default
@@ -204,195 +136,6 @@ def test_too_many_skips_in_a_row_end_the_run(home: Path) -> None:
         train(run)
     assert [row["action"] for row in anomalies(run)] == ["skip", "skip", "skip", "stop"]
     assert_all_checkpoints_finite(run)
-
-
-# ---- rolling back
-
-
-@pytest.fixture(scope="module")
-def back(home: Path) -> Run:
-    """A run that went back from step 7 to step 5, and on to its end."""
-    run = poisoned(home, name="back", guard__on_nonfinite="rollback")
-    done(run)
-    return run
-
-
-@pytest.mark.fault("F19")
-def test_a_rollback_past_poisoned_rows_ends_near_the_clean_run(
-    home: Path, clean: RunRecord, back: Run
-) -> None:
-    record = RunRecord.read(back.folder / "record.json")
-    assert (record.steps, record.skipped_steps, record.rollbacks) == (STEPS, 0, 1)
-    assert record.score.value == pytest.approx(clean.score.value, rel=0.02)
-    assert (record.raw_tokens, record.flops_model) == (clean.raw_tokens, clean.flops_model)
-    assert [row["step"] for row in metrics(back.folder) if "loss" in row] == list(range(1, STEPS + 1))
-    (row,) = anomalies(back)
-    assert row == row | {"step": BAD, "action": "rollback", "rows": [[24, 28]], "back_to": 5}
-    values = load(find(back.folder)).values  # type: ignore[arg-type]
-    assert (values["rows"], values["passed"]) == (STEPS * ROWS, [[24, 28]])
-    assert_all_checkpoints_finite(back)
-
-
-@pytest.mark.fault("F19")
-def test_after_a_rollback_a_run_is_the_one_that_never_had_those_rows(home: Path, back: Run) -> None:
-    """The ranges in a checkpoint are all that it takes: put into a clean run's by hand, they lead to the same bits."""
-    never = poisoned(home, (), name="never")
-    stopped(never, 5)
-    path = find(never.folder)
-    assert path is not None
-    state = load(path)
-    shutil.rmtree(path)
-    state.values["passed"] = [[24, 28]]
-    save(never.folder, 5, state)
-    done(never)
-    assert weights(never.folder, STEPS) == weights(back.folder, STEPS)
-    assert metrics(never.folder) == metrics(back.folder)
-
-
-@pytest.mark.fault("F12", "F19")
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("lost", [False, True], ids=["saved after it", "saved before it alone"])
-def test_a_run_that_is_stopped_after_a_rollback_goes_on_bit_for_bit(
-    home: Path, back: Run, workers: int, lost: bool
-) -> None:
-    name = f"back-{workers}-{lost}"
-    run = poisoned(home, name=name, guard__on_nonfinite="rollback", data__loader_workers=workers)
-    assert stopped(run, 9) == 143
-    if lost:
-        shutil.rmtree(run.folder / "checkpoints" / "step-00000009")
-    record = done(run)
-    assert metrics(run.folder) == metrics(back.folder)
-    assert weights(run.folder, STEPS) == weights(back.folder, STEPS)
-    assert anomalies(run) == anomalies(back)
-    assert record.rollbacks == 1
-
-
-@pytest.mark.fault("F17", "F19")
-def test_a_run_that_the_guard_ended_goes_on_under_another_one(home: Path, back: Run) -> None:
-    with pytest.raises(NumbersError):
-        train(poisoned(home, name="mended"))
-    run = poisoned(home, name="mended", guard__on_nonfinite="rollback")
-    done(run)
-    assert anomalies(run) == anomalies(back)
-    assert weights(run.folder, STEPS) == weights(back.folder, STEPS)
-
-
-@pytest.mark.fault("F19")
-def test_a_rollback_before_the_first_checkpoint_begins_again(home: Path, back: Run) -> None:
-    run = poisoned(home, (2, 9), name="again", guard__on_nonfinite="rollback", checkpoint__every=1000)
-    record = done(run)
-    assert (record.rollbacks, [row["back_to"] for row in anomalies(run)]) == (2, [0, 0])
-    assert load(find(run.folder)).values["passed"] == [[0, 4], [8, 12]]  # type: ignore[arg-type]
-
-
-@pytest.mark.fault("F19")
-def test_rollbacks_are_bounded_and_no_run_loops(home: Path) -> None:
-    run = poisoned(
-        home, tuple(range(24, 400)), name="loops", guard__on_nonfinite="rollback", guard__max_rollbacks=2
-    )
-    with pytest.raises(NumbersError, match=r"2 rollbacks did not help \(guard\.max_rollbacks\)") as error:
-        train(run)
-    assert error.value.exit_code == 4
-    assert [(row["action"], row["rows"]) for row in anomalies(run)] == [
-        ("rollback", [[24, 28]]),
-        ("rollback", [[28, 32]]),
-        ("stop", [[32, 36]]),
-    ]
-    assert_all_checkpoints_finite(run)
-
-
-@pytest.mark.fault("F19")
-def test_a_margin_takes_the_rows_around_the_bad_step_too_but_none_that_were_trained_on(home: Path) -> None:
-    run = poisoned(home, name="margin", guard__on_nonfinite="rollback", guard__margin=2)
-    done(run)
-    assert anomalies(run)[0]["back_to"] == 5
-    assert load(find(run.folder)).values["passed"] == [[20, 36]]  # type: ignore[arg-type]
-
-
-@config
-class Damages(Logger):
-    """Spoils the checkpoint of a step, once another step is done."""
-
-    folder: Path
-    spoilt: int
-    at: int
-
-    def open(self, folder: Path, run_config: dict[str, Any], *, step: int) -> list[Sink]:
-        return [_Damages(self)]
-
-
-class _Damages(Sink):
-    def __init__(self, cfg: Damages):
-        self.cfg = cfg
-
-    def log(self, row: dict[str, Any]) -> None:
-        path = self.cfg.folder / "checkpoints" / f"step-{self.cfg.spoilt:08d}" / "model.safetensors"
-        if row["step"] == self.cfg.at and path.exists():
-            path.write_bytes(path.read_bytes()[:-1])
-
-
-@pytest.mark.fault("F6", "F19")
-def test_a_rollback_takes_the_newest_checkpoint_that_is_whole_though_it_is_older_than_this_start(
-    home: Path,
-) -> None:
-    changes = {"guard__on_nonfinite": "rollback", "checkpoint__every": 3}
-    run = poisoned(home, (4 * 8 - 2,), name="damaged", **changes)
-    assert stopped(run, 6) == 143
-    damages = Damages(folder=run.folder, spoilt=6, at=7)
-    assert done(dataclasses.replace(run, logger=damages)).steps == STEPS
-    assert anomalies(run)[0]["back_to"] == 3
-    assert (run.folder / "checkpoints" / "step-00000006.corrupt").exists()
-    whole = poisoned(home, (4 * 8 - 2,), name="undamaged", **changes)
-    done(whole)
-    assert metrics(run.folder) == metrics(whole.folder)
-    assert weights(run.folder, STEPS) == weights(whole.folder, STEPS)
-
-
-# ---- spikes
-
-
-SPIKES = {"guard__threshold": 10, "guard__window": 8, "steps": 14}
-
-
-@pytest.mark.fault("F18")
-@pytest.mark.parametrize("action", ["log", "skip", "rollback"])
-def test_a_loss_far_above_those_before_it_is_a_spike(home: Path, action: str) -> None:
-    run = poisoned(home, (46,), "50", name=f"spike-{action}", guard__on_spike=action, **SPIKES)
-    record = done(run)
-    (row,) = anomalies(run)
-    assert row == row | {"step": 12, "kind": "spike", "action": action, "rows": [[44, 48]], "module": None}
-    assert row["score"] > 100
-    updated = [row["updated"] for row in metrics(run.folder) if "loss" in row]
-    assert updated == [action != "skip" or step != 12 for step in range(1, 15)]
-    assert (record.skipped_steps, record.rollbacks) == (action == "skip", action == "rollback")
-
-
-@pytest.mark.fault("F12", "F18")
-def test_a_run_that_is_continued_inside_the_window_meets_the_same_spikes(home: Path) -> None:
-    whole = poisoned(home, (38, 46), "50", name="spikes", guard__on_spike="skip", **SPIKES)
-    done(whole)
-    assert [row["step"] for row in anomalies(whole)] == [10, 12]
-    run = poisoned(home, (38, 46), "50", name="spikes-stopped", guard__on_spike="skip", **SPIKES)
-    for step in (4, 11):
-        stopped(run, step)
-    done(run)
-    assert anomalies(run) == anomalies(whole)
-    assert metrics(run.folder) == metrics(whole.folder)
-    assert weights(run.folder, 14) == weights(whole.folder, 14)
-
-
-@pytest.mark.fault("F18")
-def test_a_clean_run_has_no_spikes(home: Path) -> None:
-    """At the threshold that the manual calls careful; the highest score of all its steps is not half of it."""
-    run = poisoned(home, (), name="calm", steps=200, seq_len=32, guard__threshold=10, guard__window=32)
-    assert done(run).skipped_steps == 0
-    assert anomalies(run) == []
-    window: deque[float] = deque(maxlen=32)
-    scores = []
-    for loss in [row["loss"] for row in metrics(run.folder) if "loss" in row]:
-        scores += [robust_score(loss, window)] if len(window) == 32 else []
-        window.append(loss)
-    assert len(scores) == 168 and max(scores) < 5
 
 
 # ---- ranks
