@@ -1,28 +1,17 @@
-"""Crashes, signals, disks and folders: whatever ends a run, the same command goes on, and nothing of it is lost."""
+"""Crashes, signals and second starts: whatever ends a run, the same command goes on, and nothing of it is lost."""
 
-import contextlib
-import os
 import re
-import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from checkpoints import DAMAGES
-from llmtrain import cli, faults
-from llmtrain.checkpoint import background
+from llmtrain import faults
 from llmtrain.compose import compose
-from processes import Child, forked, read_until
-from runs import metrics, overrides, weights, write_text
-
-STEPS = 12
-CHANGES: dict[str, Any] = {
-    "seq_len": 64, "steps": STEPS, "checkpoint__every": 3, "eval__samples": 0, "eval__rows": 4, "eval__every": 5,
-}  # fmt: skip
+from processes import read_until
+from runs import metrics, overrides, write_text
+from struck import CHANGES, STEPS, assert_whole, command, started, the_error
 
 
 @pytest.fixture(scope="module")
@@ -33,37 +22,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compose(overrides(folder, **CHANGES))  # what forks need not compose again
     assert command(folder, "whole")[0] == 0
     return folder
-
-
-@contextlib.contextmanager
-def started(home: Path, name: str, fault: str = "", **changes: object) -> Iterator[Child]:
-    words = overrides(home, name=name, **(CHANGES | changes))
-
-    def run() -> int:
-        os.environ[faults.VARIABLE] = fault
-        background.PAUSE = 0.1
-        return cli.main(words)
-
-    with forked(run) as child:
-        yield child
-
-
-def command(home: Path, name: str, fault: str = "", **changes: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the real command in a process of its own."""
-    with started(home, name, fault, **changes) as child:
-        return child.ended()
-
-
-def assert_whole(home: Path, name: str) -> None:
-    assert metrics(home / "runs" / name) == metrics(home / "runs" / "whole")
-    assert weights(home / "runs" / name, STEPS) == weights(home / "runs" / "whole", STEPS)
-
-
-def the_error(err: str) -> str:
-    """The one line in which a command says why it ended."""
-    assert "Traceback" not in err, err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 # ---- crashes
@@ -146,132 +104,6 @@ def test_a_second_signal_ends_training_at_once(home: Path) -> None:
     assert not (home / "runs" / "twice" / "checkpoints" / "step-00000004").exists()
     assert command(home, "twice")[0] == 0
     assert_whole(home, "twice")
-
-
-# ---- disks
-
-
-@pytest.mark.fault("F4")
-@pytest.mark.parametrize("fault", ["enospc@save=2", "edquot@write=60", "efbig@write=70"])
-def test_a_full_disk_stops_a_run_with_what_is_missing_and_leaves_the_older_checkpoint(
-    home: Path, fault: str
-) -> None:
-    name = fault.replace("=", "-")
-    code, _, err = command(home, name, fault)
-    error = the_error(err)
-    assert code == 5 and re.search(r"step-0000000\d: the checkpoint was not saved: ", error)
-    assert re.search(r"it needs [\d.]+ kB, [\d.]+ .B are free", error)
-    left = [path.name for path in (home / "runs" / name / "checkpoints").iterdir()]
-    assert left and all(re.fullmatch(r"step-\d{8}", path) for path in left)
-    assert command(home, name)[0] == 0
-    assert_whole(home, name)
-
-
-@pytest.mark.fault("F4", "F17")
-def test_a_save_that_fails_while_the_run_fails_is_told_beside_the_first_reason(home: Path) -> None:
-    """A slow save that meets a full disk, and meanwhile a step that is no number: the latter ended the run."""
-    code, _, err = command(
-        home, "both", "slow@write=1,seconds=2;enospc@write=3;nan@step=4", checkpoint__every=4
-    )
-    assert code == 4 and "step 5" in the_error(err)
-    assert "the checkpoint was not saved" in err
-
-
-@pytest.mark.fault("F4")
-def test_a_run_may_go_on_without_a_checkpoint_but_not_end_without_its_last(home: Path) -> None:
-    code, _, err = command(home, "continue", "enospc@save=2", checkpoint__on_disk_full="continue")
-    assert code == 0 and err.count("training goes on without it") == 1
-    assert_whole(home, "continue")
-    code, _, err = command(
-        home,
-        "last",
-        "enospc@save=*",
-        checkpoint__on_disk_full="continue",
-        checkpoint__every=6,
-        eval__every="null",
-    )
-    assert code == 5 and "step-00000012: the checkpoint was not saved" in the_error(err)
-    assert command(home, "last", eval__every=5)[0] == 0
-    assert_whole(home, "last")
-
-
-@pytest.mark.fault("F4", "F9")
-def test_a_run_may_wait_for_room_with_its_state_in_memory_and_only_so_long(home: Path) -> None:
-    code, _, err = command(home, "wait", "enospc@save=*,times=3", checkpoint__on_disk_full="wait")
-    assert code == 0 and err.count("trying again in") == 3
-    assert_whole(home, "wait")
-    wait = {"checkpoint__on_disk_full": "wait", "checkpoint__wait_seconds": 0.5}
-    code, _, err = command(home, "patience", "erofs@save=*", **wait)
-    assert code == 5 and "Read-only file system" in the_error(err) and err.count("trying again in") == 3
-
-
-@pytest.mark.fault("F4", "F5")
-@pytest.mark.parametrize("policy", ["stop", "wait"])
-def test_a_small_disk_that_fills_up_and_is_emptied_again(home: Path, tmp_path: Path, policy: str) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=1536k tmpfs {small} 2> /dev/null"):
-        pytest.skip("needs the right to mount a small file system")
-    try:
-        ballast, changes = small / "ballast", {"runs": small, "checkpoint__on_disk_full": policy}
-        ballast.write_bytes(bytes(1_400_000))
-        code, _, err = command(home, "small", **changes)
-        assert code == 5 and "are free, and checkpoints need" in the_error(err)
-        ballast.unlink()
-        with started(home, "small", "slow@step=*,seconds=0.1", **changes) as child:
-            read_until(child.out, "step 4/")
-            with contextlib.suppress(OSError):
-                ballast.write_bytes(bytes(2_000_000))
-            if policy == "wait":
-                read_until(child.err, "trying again in")
-                ballast.unlink()
-            code, _, err = child.ended()
-        if policy == "stop":
-            assert code == 5 and "No space left on device" in the_error(err)
-            ballast.unlink()
-            assert command(home, "small", **changes)[0] == 0
-        assert code == (5 if policy == "stop" else 0)
-        shutil.copytree(small / "small", home / "runs" / f"small-{policy}")
-    finally:
-        os.system(f"umount {small}")
-    assert_whole(home, f"small-{policy}")
-
-
-@pytest.mark.fault("F9")
-@pytest.mark.parametrize("policy", ["stop", "wait"])
-def test_a_folder_that_vanishes_is_missed_and_may_come_back(home: Path, policy: str) -> None:
-    folder = home / "runs" / f"vanished-{policy}"
-    away = folder.with_name("away")
-    slow = "slow@step=*,seconds=0.1"
-    with started(home, folder.name, slow, checkpoint__on_disk_full=policy) as child:
-        read_until(child.out, "step 4/")
-        folder.rename(away)
-        if policy == "wait":
-            read_until(child.err, "the folder is gone")
-            away.rename(folder)
-        code, _, err = child.ended()
-    if policy == "stop":
-        assert code == 5 and "the folder is gone" in the_error(err) and not folder.exists()
-        away.rename(folder)
-        assert command(home, folder.name)[0] == 0
-    assert_whole(home, folder.name)
-
-
-@pytest.mark.fault("F6", "F7")
-@pytest.mark.parametrize("damage", ["truncated to half", "one bit flipped", "deleted"])
-def test_a_damaged_checkpoint_is_named_set_aside_and_done_without(home: Path, damage: str) -> None:
-    name = damage.replace(" ", "-")
-    assert command(home, name, "kill@save=3")[0] == -signal.SIGKILL
-    checkpoints = home / "runs" / name / "checkpoints"
-    (checkpoints / "latest").write_text("step-00000006")
-    DAMAGES[damage](checkpoints / "step-00000006" / "optimizer.safetensors")
-    code, _, err = command(home, name)
-    assert code == 0 and "continuing at step 3" in err
-    assert re.search(
-        r"step-00000006 is damaged \(optimizer.safetensors .*\): set aside as step-00000006.corrupt", err
-    )
-    assert (checkpoints / "step-00000006.corrupt").is_dir()
-    assert_whole(home, name)
 
 
 # ---- folders
