@@ -1,16 +1,21 @@
 """Intervals contain what they say they contain, as often as they say."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from llmtrain.scaling import Columns, Method, fit, predict, read_fit
+from llmtrain.scaling import Columns, Method, fit, predict, read_fit, verify
 from llmtrain.scaling.backtest import backtest
+from llmtrain.scaling.predict import seal
 from llmtrain.scaling.profile import profile_of_offset
 from llmtrain.scaling.replicates import replicates
+from llmtrain.scaling.report import write_report
+from llmtrain.scaling.saved import write_json
 from llmtrain.scaling.simulate import simulate
 from llmtrain.scaling.study import Study, judge
+from llmtrain.scaling.summary import predicted, verified
 from planted import LAWS, planted, points
 
 # the quickstart's sweep: its budgets, sizes and seeds, and the run that is held out
@@ -175,9 +180,27 @@ def test_few_trunks_have_no_interval_and_say_why(form: str, tmp_path) -> None:
         assert all(best.loss.lo is None and (best.n is None or best.n.lo is None) for best in found.best)
     judged = judge(found)
     assert [c.value for c in judged.cautions if c.name == "no interval"] == [4]
-    Study([judged], [], Columns()).write(tmp_path)
-    assert "no intervals: 4 trunks" in predict(tmp_path, flops=1e20).plain["warnings"][0]
+    done = Study([judged], [], Columns())
+    done.write(tmp_path)
+    made_of = predict(tmp_path, flops=1e20)
+    assert "intervals are withheld: 4 trunks" in made_of.plain["warnings"][0]
+    assert predicted(made_of).count("withheld") == 3  # of the law, of a run, and why
     assert read_fit(tmp_path).best_at(1e20).loss.lo is None
+    seal(tmp_path, made_of)
+    sealed = json.loads((tmp_path / "prediction.json").read_text())
+    assert sealed["law"] == sealed["run"] == {"lo": None, "hi": None}
+    seal(tmp_path, predict(tmp_path, flops=1e20))  # the same again
+    write_report(done, tmp_path)
+    assert "of a run withheld" in (tmp_path / "report.html").read_text()
+    later = replace(made, loss=1.01 * made.loss, run=np.array([f"later {i}" for i in range(len(made))]))
+    found = verify(tmp_path, later)
+    assert found.plain["inside"] == {"law": None, "run": None, "of": len(later)}
+    said = verified(found)
+    assert "intervals are withheld" in said and "OUTSIDE" not in said and "nan" not in said
+    write_json(tmp_path / "verify.json", found.plain)
+    write_report(done, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>withheld</td>" in page and "NaN" not in page
 
 
 def test_trunks_enough_or_with_three_seeds_have_intervals() -> None:

@@ -64,9 +64,15 @@ def fit(points: Points, method: Method) -> Fit:
         seed=method.seed,
         replicate_sigma=known.sigma,
     )
+    law = _withheld(law, draws)
     named = _named(law, draws, method)
     best = tuple(best_at(law, draws, flops, method.level) for flops in flops_of_interest(points, method))
     return Fit(method, given, points, law, found, draws, known, named, best)
+
+
+def _withheld(law: Law, draws: Draws) -> Law:
+    """Without bands, where there is no interval by any method: those of the delta method would be too narrow."""
+    return replace(law, dof=0) if draws.withheld else law
 
 
 def _how(points: Points, problem: Problem, known: Replicates) -> How:
@@ -178,6 +184,7 @@ def _two_stage(given: Points, points: Points, method: Method) -> Fit:
         law = replace(law, sigma=replace(law.sigma, curves=unit * noise.run))
     level = method.level
     draws = WITHHELD if _how(points, problem, known) == "withheld" else NO_DRAWS
+    law = _withheld(law, draws)
     if draws.withheld:
         lines = (replace(lines[0], dof=0), replace(lines[1], dof=0))
     named = {

@@ -43,7 +43,7 @@ class Sigma:
 
 @dataclass(frozen=True)
 class Bands:
-    """At each x the loss, where the law's is, and where a run's will be; [n] each."""
+    """At each x the loss, where the law's is, and where a run's will be; [n] each, nan where bands are withheld."""
 
     loss: Float[np.ndarray, " n"]
     law_lo: Float[np.ndarray, " n"]
@@ -62,7 +62,7 @@ class Law:
     fixed: dict[str, float]  # entries of theta
     log: bool
     sigma: Sigma
-    dof: int
+    dof: int  # of bands; 0 where nothing tells how runs scatter, and there are none
     convention: Convention
 
     @property
@@ -82,7 +82,7 @@ class Law:
         loss = problem.values(self.theta[None])[0]
         g = problem.jacobian(self.theta)
         law = np.sqrt(self.variance(g))
-        t = float(stdtrit(self.dof, 0.5 + level / 2))
+        t = float(stdtrit(self.dof, 0.5 + level / 2)) if self.dof else np.nan
         return Bands(
             loss, *self._around(loss, t * law), *self._around(loss, t * np.hypot(law, self.sigma.run))
         )

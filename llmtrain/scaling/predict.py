@@ -150,10 +150,7 @@ def _plain(
     warnings = []
     if saved.draws.withheld:
         units, unit = saved.plain["n_units"], saved.plain["unit"]
-        warnings.append(
-            f"the fit states no intervals: {units} {unit}s do not tell how {unit}s scatter, and these two are too "
-            "narrow to be relied on"
-        )
+        warnings.append(f"intervals are withheld: {units} {unit}s do not tell how {unit}s scatter")
     if beyond is not None and beyond > 10:
         warnings.append(
             f"{beyond:.3g} times the FLOPs of the largest run fitted: beyond 10 the interval is not to be relied on"

@@ -118,7 +118,7 @@ def _explorer(fit: Fit) -> dict[str, Any]:
 
 
 def _places(fit: Fit, flops: Float[np.ndarray, " k"]) -> list[dict[str, float | None]]:
-    """The best run at each budget, with the two bands of its loss."""
+    """The best run at each budget, with the two bands of its loss; none of them where they are withheld."""
     level = fit.method.level
     best = [fit.best_at(float(c)) for c in flops] if fit.lines else best_along(fit.law, flops, level)
     x = {"c": flops}
@@ -126,8 +126,12 @@ def _places(fit: Fit, flops: Float[np.ndarray, " k"]) -> list[dict[str, float | 
         x |= {name: np.array([getattr(b, name).value for b in best]) for name in "nd"}
     bands = fit.law.bands(x | {"unique": x.get("d", flops)}, level)
     columns = x | {name: getattr(bands, name) for name in ("loss", "law_lo", "law_hi", "run_lo", "run_hi")}
-    empty = {"n": None, "d": None}
-    return [empty | {name: float(column[i]) for name, column in columns.items()} for i in range(len(flops))]
+    empty: dict[str, float | None] = {"n": None, "d": None}
+    return [
+        empty
+        | {name: float(column[i]) if np.isfinite(column[i]) else None for name, column in columns.items()}
+        for i in range(len(flops))
+    ]
 
 
 def _beside(folder: Path, name: str) -> dict[str, Any] | None:

@@ -1,6 +1,9 @@
 """Fits, predictions and verifications in a few lines for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 from llmtrain.scaling.intervals import Interval
 from llmtrain.scaling.predict import Prediction
@@ -65,14 +68,21 @@ def _ends(interval: Interval) -> str:
     return f"[{interval.lo:.5g}, {interval.hi:.5g}]"
 
 
+def between(band: Mapping[str, Any]) -> str:
+    """The ends of a band of a prediction or of a verification."""
+    if band["lo"] is None or np.isnan(band["lo"]):  # in a file, or not yet in one
+        return "withheld"
+    return f"[{band['lo']:.4f}, {band['hi']:.4f}]"
+
+
 def predicted(found: Prediction) -> str:
     plain = found.plain
     law, run = plain["law"], plain["run"]
     given = {"N": found.n, "D": found.d, "C": found.flops}
     lines = [
         f"{', '.join(f'{k} {v:.4g}' for k, v in given.items() if v)}: loss {plain['loss']:.4f}",
-        f"  of the law {plain['level']:.0%} [{law['lo']:.4f}, {law['hi']:.4f}]",
-        f"  of a run {plain['level']:.0%} [{run['lo']:.4f}, {run['hi']:.4f}]",
+        f"  of the law {plain['level']:.0%} {between(law)}",
+        f"  of a run {plain['level']:.0%} {between(run)}",
     ]
     return "\n".join(lines + [f"  warning: {text}" for text in plain["warnings"]])
 
@@ -81,17 +91,17 @@ def verified(found: Verified) -> str:
     lines = [f"{'run':<28} {'predicted':>10} {'observed':>10} {'error':>8}  interval of a run"]
     for run in found.plain["runs"][:40]:
         band = run["run_interval"]
-        inside = "inside" if band["inside"] else "OUTSIDE"
+        inside = {True: "inside", False: "OUTSIDE", None: ""}[band["inside"]]
         lines.append(
             f"{run['run'][:28]:<28} {run['predicted']:>10.4f} {run['observed']:>10.4f} {run['error']:>+8.2%}"
-            f"  [{band['lo']:.4f}, {band['hi']:.4f}] {inside}"
+            f"  {between(band)} {inside}".rstrip()
         )
     if len(found.plain["runs"]) > 40:
         lines.append(f"... and {len(found.plain['runs']) - 40} more")
     inside = found.plain["inside"]
     rivals = ", ".join(f"{k.replace('_', ' ')} {v:.2%}" for k, v in found.plain["baselines"].items())
-    lines.append(
-        f"mean error {found.plain['mean_absolute_error']:.2%} ({rivals}); "
-        f"{inside['run']} of {inside['of']} inside the interval of a run, {inside['law']} inside the law's"
-    )
+    said = f"{inside['run']} of {inside['of']} inside the interval of a run, {inside['law']} inside the law's"
+    if inside["run"] is None:
+        said = "intervals are withheld"
+    lines.append(f"mean error {found.plain['mean_absolute_error']:.2%} ({rivals}); {said}")
     return "\n".join(lines)

@@ -84,6 +84,7 @@ def _plain(
     saved: Saved, points: Points, bands: Bands, error: np.ndarray, in_law: np.ndarray, in_run: np.ndarray
 ) -> dict[str, Any]:
     rivals = {name: points.loss / value - 1 for name, value in _baselines(saved, points).items()}
+    stated = not saved.draws.withheld
     runs = []
     for i, name in enumerate(points.run):
         run: dict[str, Any] = {"run": str(name)}
@@ -92,11 +93,15 @@ def _plain(
             "predicted": float(bands.loss[i]),
             "observed": float(points.loss[i]),
             "error": float(error[i]),
-            "law": {"lo": float(bands.law_lo[i]), "hi": float(bands.law_hi[i]), "inside": bool(in_law[i])},
+            "law": {
+                "lo": float(bands.law_lo[i]),
+                "hi": float(bands.law_hi[i]),
+                "inside": bool(in_law[i]) if stated else None,
+            },
             "run_interval": {
                 "lo": float(bands.run_lo[i]),
                 "hi": float(bands.run_hi[i]),
-                "inside": bool(in_run[i]),
+                "inside": bool(in_run[i]) if stated else None,
                 "half_width": float(0.5 * (bands.run_hi[i] - bands.run_lo[i]) / bands.loss[i]),
             },
         }
@@ -114,8 +119,12 @@ def _plain(
         "runs": runs,
         "mean_absolute_error": float(np.abs(error).mean()),
         "mean_error": float(error.mean()),
-        "inside": {"law": int(in_law.sum()), "run": int(in_run.sum()), "of": n}
-        | ({"percent": 100 * float(in_run.mean())} if n >= _PERCENT_FROM else {}),
+        "inside": {
+            "law": int(in_law.sum()) if stated else None,
+            "run": int(in_run.sum()) if stated else None,
+            "of": n,
+        }
+        | ({"percent": 100 * float(in_run.mean())} if stated and n >= _PERCENT_FROM else {}),
         "baselines": {name: float(np.abs(errors).mean()) for name, errors in rivals.items()},
         "excluded": [{"run": e.run, "reason": e.reason} for e in points.excluded],
     }

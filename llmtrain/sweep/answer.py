@@ -16,7 +16,8 @@ from llmtrain.scaling.predict import NAME as PREDICTION
 from llmtrain.scaling.predict import Prediction
 from llmtrain.scaling.read import the_series
 from llmtrain.scaling.recomputed import same
-from llmtrain.scaling.saved import Saved, write_json
+from llmtrain.scaling.saved import Saved, as_json, write_json
+from llmtrain.scaling.summary import between
 from llmtrain.scaling.verify import NAME as VERIFIED
 from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.conduct import Conductor, with_rates
@@ -105,7 +106,7 @@ def predicted(
         sealed, digest = _sealed(folder / PREDICTION, found | {"cells": [cell.id for cell in mine]})
         print(
             f"{name}: N {mine[0].n:,}, D {mine[0].tokens:,}: {sealed['loss']:.4f} predicted, a run in "
-            f"[{sealed['run']['lo']:.4f}, {sealed['run']['hi']:.4f}]; sha256 of {PREDICTION} {digest}"
+            f"{between(sealed['run'])}; sha256 of {PREDICTION} {digest}"
         )
         cells += mine
     cells = with_rates(cells, rules)
@@ -138,7 +139,8 @@ def _sealed(path: Path, found: dict[str, Any]) -> tuple[dict[str, Any], str]:
         write_json(path, found)
     text = path.read_bytes()
     sealed: dict[str, Any] = json.loads(text)
-    if not all(same(sealed[key], found[key]) for key in ("cells", "loss", "run")):
+    again = json.loads(as_json(found))
+    if not all(same(sealed[key], again[key]) for key in ("cells", "loss", "run")):
         raise ConfigError(
             f"{path} predicts {sealed['loss']:.4f} for {', '.join(sealed['cells'])}, and the records now make "
             f"{found['loss']:.4f} for {', '.join(found['cells'])}: take another name (sweep.name=...)"
@@ -177,10 +179,11 @@ def verified(
 def _print_verified(name: str, found: Mapping[str, Any], held: HeldOut) -> None:
     for run in found["runs"]:
         interval = run["run_interval"]
-        place = "inside" if interval["inside"] else "outside"
+        place = {True: "inside", False: "outside", None: "no interval"}[interval["inside"]]
+        width = "" if interval["inside"] is None else f" ±{interval['half_width']:.2%}"
         print(
             f"{run['run']}: {run['observed']:.4f} observed, {run['predicted']:.4f} predicted, error "
-            f"{run['error']:+.2%}, {place} ±{interval['half_width']:.2%}"
+            f"{run['error']:+.2%}, {place}{width}"
         )
     for rival, error in found["baselines"].items():
         print(
@@ -188,7 +191,8 @@ def _print_verified(name: str, found: Mapping[str, Any], held: HeldOut) -> None:
         )
     for run, state in found["without_result"].items():
         print(f"{run}: no result ({state})")
-    said = "holds" if found["held"] else "is open" if found["without_result"] else "MISSED"
+    unjudged = found["without_result"] or any(run["run_interval"]["inside"] is None for run in found["runs"])
+    said = "holds" if found["held"] else "is open" if unjudged else "MISSED"
     print(f"{name}: the prediction {said} (to hold: at most {held.most_error:.0%} off, and inside)")
 
 
