@@ -104,9 +104,10 @@ def predicted(
             failed[name] = error
             continue
         sealed, digest = _sealed(folder / PREDICTION, found | {"cells": [cell.id for cell in mine]})
+        ends = "no interval of a run" if sealed["run"]["lo"] is None else f"a run in {between(sealed['run'])}"
         print(
-            f"{name}: N {mine[0].n:,}, D {mine[0].tokens:,}: {sealed['loss']:.4f} predicted, a run in "
-            f"{between(sealed['run'])}; sha256 of {PREDICTION} {digest}"
+            f"{name}: N {mine[0].n:,}, D {mine[0].tokens:,}: {sealed['loss']:.4f} predicted, {ends}; sha256 of "
+            f"{PREDICTION} {digest}"
         )
         cells += mine
     cells = with_rates(cells, rules)
