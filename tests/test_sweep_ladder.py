@@ -7,6 +7,7 @@ import pytest
 from llmtrain.sweep.cells import Cell, Role
 from llmtrain.sweep.ladder import ladder
 from llmtrain.sweep.load import sweep_from
+from llmtrain.sweep.question import precision
 from llmtrain.sweep.settings import Ladder
 
 
@@ -71,6 +72,18 @@ def test_a_branch_costs_what_it_trains_itself() -> None:
         pytest.approx(0.2),
     ]
     assert [c.seconds for c in (trunk, short, check, long)] == pytest.approx([160, 20, 100, 40])
+
+
+def test_no_precision_is_promised_where_few_trunks_leave_no_interval() -> None:
+    sweep = sweep_from(["sweep=ladder"])
+    few = ladder([rung(s, n) for n in (1000, 2000, 4000) for s in (100, 200)], decay=0.2, warmup=0.1)
+    [said] = precision(sweep, few)
+    assert (
+        said.startswith("precision: none is promised, since 3 trunks") and "7 trunks or three seeds" in said
+    )
+    sizes = (1000, 1500, 2000, 3000, 4000, 6000, 8000)
+    enough = ladder([rung(s, n) for n in sizes for s in (100, 200)], decay=0.2, warmup=0.1)
+    assert "none is promised" not in precision(sweep, enough)[0]
 
 
 def test_what_is_beside_the_ladder_is_trained_by_its_recipe() -> None:

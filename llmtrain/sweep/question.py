@@ -9,6 +9,8 @@ from llmtrain.checkpoint.folders import of_step
 from llmtrain.data.prepare import Progress
 from llmtrain.errors import UserError
 from llmtrain.lock import RunLock
+from llmtrain.scaling.forms import FORMS
+from llmtrain.scaling.resample import how_to_resample, units_wanted
 from llmtrain.sweep.answer import check_branches, fitted, predicted, reported, verified
 from llmtrain.sweep.board import grouped, publish
 from llmtrain.sweep.cells import FITTED, Cell, Role
@@ -75,6 +77,13 @@ def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     fitted = [cell for cell in cells if cell.role in FITTED]
     if sweep.held_out is None:
         return []
+    trunks = {(cell.n, cell.seed) for cell in fitted if cell.role is Role.BRANCH}
+    free = len(FORMS[sweep.fit.form].parameters) - len(sweep.fit.fix)
+    if trunks and how_to_resample(len(trunks), free, len(sweep.seeds), shared=True) == "withheld":
+        return [
+            f"precision: none is promised, since {len(trunks)} trunks do not tell how trunks scatter and the fit "
+            f"will state no interval; {units_wanted(free)} trunks or three seeds would"
+        ]
     noise = measured_noise(sweep.folder)
     prior = sweep.prior if noise is None else dataclasses.replace(sweep.prior, seed_sd=noise)
     found = forecast(fitted, at=sweep.held_out.flops, method=sweep.fit, prior=prior)
