@@ -86,6 +86,14 @@ def test_no_precision_is_promised_where_few_trunks_leave_no_interval() -> None:
     assert "none is promised" not in precision(sweep, enough)[0]
 
 
+@pytest.mark.parametrize("form", ["isoflop", "envelope", "gadre"])
+def test_a_form_that_is_not_forecast_says_so(form: str) -> None:
+    sweep = sweep_from(["sweep=isoflop", f"sweep.fit.form={form}"])
+    assert precision(sweep, [rung(100)]) == [
+        f"precision: none is forecast for form {form}, only for chinchilla"
+    ]
+
+
 def test_what_is_beside_the_ladder_is_trained_by_its_recipe() -> None:
     sweep = sweep_from(["sweep=ladder"])
     assert isinstance(sweep, Ladder)

@@ -77,6 +77,8 @@ def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     fitted = [cell for cell in cells if cell.role in FITTED]
     if sweep.held_out is None:
         return []
+    if sweep.fit.form != "chinchilla":
+        return [f"precision: none is forecast for form {sweep.fit.form}, only for chinchilla"]
     trunks = {(cell.n, cell.seed) for cell in fitted if cell.role is Role.BRANCH}
     free = len(FORMS[sweep.fit.form].parameters) - len(sweep.fit.fix)
     if trunks and how_to_resample(len(trunks), free, len(sweep.seeds), shared=True) == "withheld":
@@ -87,8 +89,6 @@ def precision(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     noise = measured_noise(sweep.folder)
     prior = sweep.prior if noise is None else dataclasses.replace(sweep.prior, seed_sd=noise)
     found = forecast(fitted, at=sweep.held_out.flops, method=sweep.fit, prior=prior)
-    if sweep.fit.form != "chinchilla":
-        return [f"precision: none is forecast for form {sweep.fit.form}, only for chinchilla"]
     if found is None:
         return ["precision: no simulated sweep could be fitted: give more sizes and budgets"]
     whence = "assumed" if noise is None else "measured"
