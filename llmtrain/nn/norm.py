@@ -18,4 +18,7 @@ class RMSNorm(nn.RMSNorm):
     mesh: DeviceMesh | None = None  # where each of its ranks has other heads to normalise, by the same gain
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return rms_norm(x, spread_out(self.weight, self.mesh), self.eps)
+        return rms_norm(x, self.gain(), self.eps)
+
+    def gain(self) -> Float[Tensor, " D"]:
+        return spread_out(self.weight, self.mesh)

@@ -1,6 +1,5 @@
 """Multi-head attention with rotary positions, grouped keys, normalised queries and keys, and a window if wanted."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,9 @@ from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.parallel import per_rank
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
-from llmtrain.ops.rope import Rotation, rotate, rotation
+from llmtrain.ops.dtypes import at_least_float32
+from llmtrain.ops.qk import Parts, norm_and_rotate
+from llmtrain.ops.rope import rotate, rotation
 from llmtrain.types import Seq, Visibility
 
 
@@ -82,8 +83,7 @@ class AttentionModule(MixerModule):
         self.n_heads = cfg.n_heads(d_model)
         self.n_kv_heads = self.n_heads // cfg.kv_group
         d_q, d_kv = self.n_heads * cfg.head_dim, self.n_kv_heads * cfg.head_dim
-        self.splits = (d_q, d_kv, d_kv)
-        self.qkv = linear(d_model, sum(self.splits), splits=self.splits)
+        self.qkv = linear(d_model, d_q + 2 * d_kv, splits=(d_q, d_kv, d_kv))
         self.out = linear(d_q, d_model, residual=True)
         if cfg.qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(cfg.head_dim, eps=cfg.norm_eps) for _ in range(2))
@@ -97,8 +97,6 @@ class AttentionModule(MixerModule):
         parallelize_module(self, mesh, {"qkv": ColwiseParallel(), "out": RowwiseParallel()})
         self.n_kv_heads = per_rank(self.n_kv_heads, mesh, "key and value heads")
         self.n_heads = self.n_kv_heads * self.cfg.kv_group
-        d_q, d_kv = self.n_heads * self.cfg.head_dim, self.n_kv_heads * self.cfg.head_dim
-        self.splits = (d_q, d_kv, d_kv)
         if self.cfg.qk_norm:
             self.q_norm.mesh = self.k_norm.mesh = mesh
 
@@ -123,14 +121,13 @@ class AttentionModule(MixerModule):
         y = attend(q, k, v, q_seq, k_seq, visibility=self.visibility, window=self.cfg.window)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, seq: Seq) -> Iterator[Tensor]:
-        q, k, v = (
-            part.unflatten(-1, (-1, self.cfg.head_dim)).transpose(1, 2)
-            for part in self.qkv(x).split(self.splits, -1)
-        )
+    def _project(self, x: Tensor, seq: Seq) -> Parts:
+        qkv = self.qkv(x)
+        wide = at_least_float32(qkv.dtype) if self.cfg.qk_norm else qkv.dtype
+        turn = rotation(seq.pos, d=self.cfg.head_dim, base=self.cfg.rope_base, dtype=wide)
         if self.cfg.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        turn: Rotation = rotation(seq.pos, d=self.cfg.head_dim, base=self.cfg.rope_base, dtype=q.dtype)
-        yield rotate(q, turn)
-        yield rotate(k, turn)
-        yield v
+            gains = self.q_norm.gain(), self.k_norm.gain()
+            return norm_and_rotate(qkv, *gains, turn, n_heads=self.n_heads, eps=self.cfg.norm_eps)
+        heads = qkv.unflatten(-1, (-1, self.cfg.head_dim)).transpose(1, 2)
+        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), 1)
+        return rotate(q, turn), rotate(k, turn), v
