@@ -51,7 +51,7 @@ def test_one_part_without_a_gradient():
     qkv = noise(1, 5, 3 * D, seed=1).requires_grad_()
     gain = torch.ones(D, dtype=qkv.dtype)
     turn = rotation(torch.arange(5)[None], d=D, base=10_000.0, dtype=qkv.dtype)
-    q, k, v = norm_and_rotate(qkv, gain, gain, turn, n_heads=1, eps=1e-6)
+    _, k, _ = norm_and_rotate(qkv, gain, gain, turn, n_heads=1, eps=1e-6)
     (grad,) = torch.autograd.grad(k.square().sum() + k.sum(), qkv)
     assert grad[..., D : 2 * D].abs().min() > 0
     assert not grad[..., :D].any() and not grad[..., 2 * D :].any()
