@@ -12,9 +12,8 @@ from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.rope import Rotation, rotate
 
-_AT_ONCE = (
-    1 << 18
-)  # numbers worked on at a time, so that they and what is made of them stay in a core's cache
+# numbers worked on at a time, so that they and what is made of them stay in a core's cache
+_AT_ONCE = 1 << 18
 
 Gain = Float[Tensor, " K"]
 Parts = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]]
