@@ -43,9 +43,9 @@ def one_a_row() -> Seq:
     return stream(((7,), (12,), (1,), ()), 12, Visibility.BIDIRECTIONAL)
 
 
-def slots_of(n: int, e: int, k: int, *, dtype: torch.dtype = torch.float64) -> Slots:
+def slots_of(n: int, e: int, k: int, *, dtype: torch.dtype = torch.float64, seed: int = 1) -> Slots:
     """The same experts again and again, so that some get many tokens and others none."""
-    expert = (noise(n, e, seed=1) + torch.arange(e).ge(e - 1) * -9.0).topk(k, -1).indices
+    expert = (noise(n, e, seed=seed) + torch.arange(e).ge(e - 1) * -9.0).topk(k, -1).indices
     token = torch.arange(n).repeat_interleave(k)
     return Slots(token, expert.flatten(), noise(n * k, seed=2).to(dtype))
 

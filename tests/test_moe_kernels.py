@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.nn.mlps.moe import MoE
-from llmtrain.ops import backend
+from llmtrain.ops import backend, moe_sliced
 from llmtrain.ops.moe import KERNELS, experts
 from llmtrain.ops.moe_sliced import sliced_experts
 from tests.mixtures import D, choices, moe, one_a_row, slots_of
@@ -35,6 +35,37 @@ def test_a_fast_path_is_the_reference_in_value_and_gradient(kernel, dtype, toler
         found.append((y, *torch.autograd.grad((y * noise(n, d, seed=9, dtype=dtype)).sum(), (*inputs, gate))))
     for ours, expected in zip(*reversed(found), strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("n", "e", "k"), [(40, 5, 2), (3, 8, 1), (64, 4, 4)])
+def test_slots_that_are_there_for_a_round_number_leave_no_trace(monkeypatch, n, e, k):
+    """In value and gradient, where some experts have no token too."""
+    monkeypatch.setattr(moe_sliced, "_unit", lambda dtype: 16)
+    slots = slots_of(n, e, k)
+    shapes = ((n, 8), (e, 2 * 6, 8), (e, 8, 6))
+    inputs = [noise(*s, seed=i).requires_grad_() for i, s in enumerate(shapes)]
+    gate = slots.gate.requires_grad_()
+    found = []
+    for name in ("reference", "sliced"):
+        with backend.force(experts=name):
+            y = experts(*inputs, slots)
+        found.append((y, *torch.autograd.grad((y * noise(n, 8, seed=9)).sum(), (*inputs, gate))))
+    for ours, expected in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    y, h = sliced_experts(*inputs, *slots)
+    assert h.shape == torch.ops.llmtrain.sliced_experts(*(x.to("meta") for x in (*inputs, *slots)))[1].shape
+
+
+def test_shapes_of_products_in_bfloat16_come_back(monkeypatch):
+    """Each new one is compiled, which takes as long as the product."""
+    seen = set()
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **kw: seen.add((a.shape, b.shape)) or mm(a, b, **kw))
+    for seed in range(20):
+        slots = slots_of(100, 4, 2, dtype=torch.float32, seed=seed)
+        inputs = (noise(*s, dtype=torch.float32).bfloat16() for s in ((100, 8), (4, 12, 8), (4, 8, 6)))
+        sliced_experts(*inputs, *slots)
+    assert len(seen) <= 2 * 4  # of two products, loads of 32, 64, 96 and 128
 
 
 @choices

@@ -10,22 +10,39 @@ from torch.utils.flop_counter import register_flop_formula
 
 from llmtrain.ops.dataless import INSIDE
 
+# oneDNN, whose products of less than float32 these are, compiles one for every new shape and keeps the last thousand:
+# at loads that never come back that took half as long as the products (1.2 ms for 2.0)
+_ROUND = 32
+
 
 class _Plan:
-    """Slots in the order of their experts, and where those of each token then are."""
+    """Slots laid out by their experts, and where those of each token then are.
 
-    def __init__(self, token: Tensor, expert: Tensor, n_experts: int):
+    An expert's last slot comes again, with a gate of 0, until there is a round number of them, where it is worth it.
+    """
+
+    def __init__(self, token: Tensor, expert: Tensor, gate: Tensor, n_experts: int, dtype: torch.dtype):
         order = expert.argsort(stable=True)
-        self.order, self.token = order, token[order]
+        counts = torch.bincount(expert, minlength=n_experts)
+        unit = _unit(dtype)
+        rounded = (counts + unit - 1) // unit * unit
+        first, begin = counts.cumsum(0) - counts, rounded.cumsum(0) - rounded
+        self._rounded: list[int] = rounded.tolist()
+        self.rows = sum(self._rounded)
+        of = torch.repeat_interleave(rounded, output_size=self.rows)
+        nth = torch.arange(self.rows, device=order.device) - begin[of]
+        slot = order[first[of] + torch.minimum(nth, counts[of] - 1)]
+        self.token = token[slot]
+        self.gate = (gate[slot] * (nth < counts[of]))[:, None]
         self.place = torch.empty_like(order)
-        self.place[order] = torch.arange(len(order), device=order.device)
-        self._counts: list[int] = torch.bincount(expert, minlength=n_experts).tolist()
+        by_expert = expert[order]
+        self.place[order] = torch.arange(len(order), device=order.device) + (begin - first)[by_expert]
         self._slot_token = token
 
     def slices(self) -> Iterator[tuple[int, slice]]:
         """Each expert with its slots."""
         start = 0
-        for e, n in enumerate(self._counts):
+        for e, n in enumerate(self._rounded):
             yield e, slice(start, start + n)
             start += n
 
@@ -35,18 +52,27 @@ class _Plan:
         return F.embedding_bag(self.place, y, starts, mode="sum")  # a sum of gathered rows in one pass
 
 
+def _unit(dtype: torch.dtype) -> int:
+    return _ROUND if dtype.itemsize < 4 else 1
+
+
+def _most_rows(slots: int, n_experts: int, dtype: torch.dtype) -> int:
+    """That a plan may have, whatever the loads."""
+    return slots + n_experts * (_unit(dtype) - 1)
+
+
 @torch.library.custom_op("llmtrain::sliced_experts", mutates_args=())
 def sliced_experts(
     x: Tensor, gate_up: Tensor, down: Tensor, token: Tensor, expert: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The output [N D], and what the backward pass needs of it: the first product of every slot [S 2F]."""
-    plan = _Plan(token, expert, len(down))
-    gate = gate[plan.order, None]
-    h, y = x.new_empty(len(token), gate_up.shape[1]), x.new_empty(len(token), x.shape[1])
+    """The output [N D], and what the backward pass needs of it: the first product of every row of the plan [R 2F]."""
+    plan = _Plan(token, expert, gate, len(down), x.dtype)
+    h = x.new_empty(_most_rows(len(token), len(down), x.dtype), gate_up.shape[1])
+    y = x.new_empty(plan.rows, x.shape[1])
     for e, at in plan.slices():
         torch.mm(x.index_select(0, plan.token[at]), gate_up[e].T, out=h[at])
         opening, up = h[at].chunk(2, -1)
-        torch.mm(F.silu(opening).mul_(up).mul_(gate[at]), down[e].T, out=y[at])
+        torch.mm(F.silu(opening).mul_(up).mul_(plan.gate[at]), down[e].T, out=y[at])
     return plan.by_token(y, len(x)), h
 
 
@@ -62,10 +88,9 @@ def sliced_experts_backward(
     h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of ``x``, ``gate_up``, ``down`` and ``gate``."""
-    plan = _Plan(token, expert, len(down))
+    plan = _Plan(token, expert, gate, len(down), x.dtype)
     d_gate_up, d_down = torch.empty_like(gate_up), torch.empty_like(down)
-    d_x, d_gate = x.new_empty(len(token), x.shape[1]), torch.empty_like(gate)
-    gate = gate[plan.order, None]
+    d_x, d_gate = x.new_empty(plan.rows, x.shape[1]), gate.new_empty(plan.rows)
     for e, at in plan.slices():
         opening, up = h[at].chunk(2, -1)
         opened = F.silu(opening)
@@ -73,8 +98,8 @@ def sliced_experts_backward(
         d_y = grad.index_select(0, plan.token[at])
         d_inner = d_y @ down[e]  # before the gate, whose own gradient is <d_y, W inner> = <W^T d_y, inner>
         d_gate[at] = (d_inner * inner).sum(-1, dtype=gate.dtype)
-        torch.mm(d_y.T, inner.mul_(gate[at]), out=d_down[e])
-        d_inner.mul_(gate[at])
+        torch.mm(d_y.T, inner.mul_(plan.gate[at]), out=d_down[e])
+        d_inner.mul_(plan.gate[at])
         d_h = torch.empty_like(h[at])
         d_opening, d_up = d_h.chunk(2, -1)
         torch.mul(d_inner, opened, out=d_up)
@@ -88,7 +113,7 @@ def sliced_experts_backward(
 def _(
     x: Tensor, gate_up: Tensor, down: Tensor, token: Tensor, expert: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(len(token), gate_up.shape[1])
+    return torch.empty_like(x), x.new_empty(_most_rows(len(token), len(down), x.dtype), gate_up.shape[1])
 
 
 @sliced_experts_backward.register_fake
@@ -133,14 +158,16 @@ def _backward_flops(grad: Any, x: Any, gate_up: Any, down: Any, token: Any, *_: 
 
 
 def _inside(x: Tensor, gate_up: Tensor, down: Tensor, token: Tensor, *_: Any) -> int:
-    """A row of outputs and a plan for every slot, and of one expert's share of the slots what is between products."""
-    slots, experts = len(token), len(down)
+    """Of every slot a row of outputs and a plan, and of one expert's share of the slots what is between products."""
+    experts = len(down)
+    slots = _most_rows(len(token), experts, x.dtype)
     each = -(-slots // experts) * (2 * down.shape[2] + x.shape[1])
     return x.element_size() * (slots * x.shape[1] + each) + 4 * token.element_size() * slots
 
 
 def _backward_inside(grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, token: Tensor, *_: Any) -> int:
-    slots, experts = len(token), len(down)
+    experts = len(down)
+    slots = _most_rows(len(token), experts, x.dtype)
     each = -(-slots // experts) * (6 * down.shape[2] + 2 * x.shape[1])
     return x.element_size() * (slots * x.shape[1] + each) + 5 * token.element_size() * slots
 
