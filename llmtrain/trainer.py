@@ -36,7 +36,7 @@ class Trainer:
     compile: bool = False
     deterministic: bool = True  # the same bits from the same seed
     threads: PositiveInt | None = None  # of torch on the CPU; none: its own choice
-    attention: Literal["auto", "reference", "masked", "by_document", "flash", "flex"] = "auto"
+    attention: Literal["auto", "reference", "masked", "by_document", "tiled", "flash", "flex"] = "auto"
     scan: Literal["auto", "reference", "chunked", "mamba"] = "auto"
     experts: Literal["auto", "reference", "sliced", "grouped"] = "auto"
     log_every: PositiveInt = 10  # steps

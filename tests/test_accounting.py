@@ -131,7 +131,7 @@ def test_flops_model_of_an_encoder_decoder_by_hand():
 def test_flops_model_does_not_depend_on_the_backend():
     cfg, objective = DENSE["gqa"], CausalLM()
     by_backend = set()
-    for name in ("reference", "masked", "by_document"):
+    for name in ("reference", "masked", "by_document", "tiled"):
         with backend.force(attention=name):
             by_backend.add(flops(cfg, objective, SEQ_LEN, vocab_size=VOCAB.size))
     assert len(by_backend) == 1

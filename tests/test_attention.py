@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("kernel", ["masked", "by_document"])
+@pytest.mark.parametrize("kernel", ["masked", "by_document", "tiled"])
 @windows
 @visibilities
 def test_a_kernel_equals_the_reference(visibility, window, kernel, dtype):
@@ -44,7 +44,7 @@ def test_a_kernel_equals_the_reference(visibility, window, kernel, dtype):
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document"])
+@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document", "tiled"])
 @visibilities
 @streams
 def test_packed_equals_each_document_alone(rows, length, visibility, kernel):
@@ -63,7 +63,7 @@ def test_packed_equals_each_document_alone(rows, length, visibility, kernel):
             start += n
 
 
-@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document"])
+@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document", "tiled"])
 @visibilities
 @streams
 def test_padding_yields_zeros_and_gets_no_gradient(rows, length, visibility, kernel):
@@ -73,7 +73,7 @@ def test_padding_yields_zeros_and_gets_no_gradient(rows, length, visibility, ker
         assert not x.transpose(1, 2)[seq.doc == NO_DOC].any()
 
 
-@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document"])
+@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document", "tiled"])
 @pytest.mark.parametrize("n_kv", [1, 2, 4])
 @visibilities
 def test_grouped_keys_equal_repeated_keys(visibility, n_kv, kernel):
@@ -128,7 +128,7 @@ def attention_and_input(visibility: Visibility = Visibility.CAUSAL) -> tuple[Att
     return module, noise(*mixed(visibility).doc.shape, 32, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document"])
+@pytest.mark.parametrize("kernel", ["reference", "masked", "by_document", "tiled"])
 @pytest.mark.parametrize("visibility", Visibility)
 def test_bfloat16_autocast_stays_near_float32_without_a_warning(visibility, kernel, recwarn):
     module, x = attention_and_input(visibility)

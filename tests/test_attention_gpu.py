@@ -73,7 +73,7 @@ def test_where_documents_lie_is_found_once_for_the_layers_of_a_batch(plain_flash
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kernel", ["masked", "by_document", "flash", "flex"])
+@pytest.mark.parametrize("kernel", ["masked", "by_document", "tiled", "flash", "flex"])
 @pytest.mark.parametrize("visibility", [Visibility.CAUSAL, Visibility.PREFIX])
 @pytest.mark.parametrize("n_new", [1, 3])
 def test_the_next_tokens_attend_to_those_before_them(plain_flash, visibility, n_new, kernel):
@@ -86,7 +86,7 @@ def test_the_next_tokens_attend_to_those_before_them(plain_flash, visibility, n_
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kernel", ["masked", "by_document", "flash", "flex"])
+@pytest.mark.parametrize("kernel", ["masked", "by_document", "tiled", "flash", "flex"])
 def test_cross_attention_reaches_the_whole_source_of_a_document(plain_flash, kernel):
     """The two streams differ in length; a document may be missing from either."""
     target, source = stream(((4, 1, 3), (2, 5), ()), 8), stream(((2, 6), (3, 3, 4), (5,)), 10)

@@ -12,7 +12,7 @@ from tests.tiny import DENSE, mixed, noise
 
 layers = pytest.mark.parametrize("cfg", DENSE.values(), ids=DENSE.keys())
 visibilities = pytest.mark.parametrize("visibility", Visibility)
-kernels = pytest.mark.parametrize("kernel", ["reference", "masked", "by_document"])
+kernels = pytest.mark.parametrize("kernel", ["reference", "masked", "by_document", "tiled"])
 
 
 def block_of(cfg: ModelConfig, visibility: Visibility) -> Block:

@@ -137,7 +137,9 @@ def _kernels(plan: Plan) -> dict[str, str]:
     run = plan.run
     kernels = dict(run.trainer.kernels)
     several = run.objective.rows == "packed" and run.data.isolate_documents
-    if plan.device == "cpu" and several and kernels["attention"] in {"auto", "by_document"}:
+    narrow = run.trainer.chosen_precision() == "bf16"
+    by_document = kernels["attention"] == "by_document" or (kernels["attention"] == "auto" and not narrow)
+    if plan.device == "cpu" and several and by_document:
         kernels["attention"] = "masked"
     return kernels
 

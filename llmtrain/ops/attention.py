@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmtrain.ops import attention_gpu, backend, dataless
+from llmtrain.ops import attention_gpu, attention_tiles, backend, dataless
 from llmtrain.ops.dtypes import at_least_float32
 from llmtrain.ops.mask import Heads, Kernel, KeyHeads, mask
 from llmtrain.ops.once import once_a_batch
@@ -114,6 +114,25 @@ def by_document(
     return torch.cat([out[r] for r in range(n_rows)])
 
 
+def tiled(
+    q: Heads,
+    k: KeyHeads,
+    v: KeyHeads,
+    q_seq: Seq,
+    k_seq: Seq,
+    *,
+    visibility: Visibility,
+    window: int | None = None,
+) -> Heads:
+    """``attention_tiles.tiled``, which plans its tiles by the data: compiled graphs may not, and go to ``masked``.
+
+    So do the few new tokens of a step of generation, for which planning costs more than it saves.
+    """
+    if torch.compiler.is_compiling() or q.shape[2] < 16:
+        return masked(q, k, v, q_seq, k_seq, visibility=visibility, window=window)
+    return attention_tiles.tiled(q, k, v, q_seq, k_seq, visibility=visibility, window=window)
+
+
 @once_a_batch
 def lengths(seq: Seq) -> list[list[int]]:
     """The number of tokens of every document of every row, in order; padding is left out."""
@@ -125,6 +144,7 @@ KERNELS: dict[str, Kernel] = {
     "reference": reference,
     "masked": masked,
     "by_document": by_document,
+    "tiled": tiled,
     "flash": attention_gpu.flash,
     "flex": attention_gpu.flex,
 }

@@ -62,7 +62,7 @@ def _probe(op: str, device: str, dtype: torch.dtype) -> str:
 
 def _attention(device: str, dtype: torch.dtype) -> str:
     if device == "cpu":
-        return "by_document"
+        return "tiled" if dtype.itemsize < 4 else "by_document"  # SDPA is fast in float32 and float64
     if device == "cuda" and dtype in (torch.float16, torch.bfloat16) and _flash_runs():
         return "flash"
     return "flex" if device == "cuda" and dtype != torch.float64 else "masked"

@@ -14,6 +14,7 @@ from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.parallel import per_rank
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
+from llmtrain.ops.once import once_a_batch
 from llmtrain.types import Seq, Visibility
 
 
@@ -54,8 +55,7 @@ class CrossAttentionModule(Splits, nn.Module):
         q, k, v = (self._heads(part) for part in (self.q(x), *self.kv(source).chunk(2, -1)))
         if self.cfg.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        whole = Seq(source_seq.ids, source_seq.doc, source_seq.pos, torch.ones_like(source_seq.prefix))
-        y = attend(q, k, v, seq, whole, visibility=Visibility.BIDIRECTIONAL)
+        y = attend(q, k, v, seq, _open(source_seq), visibility=Visibility.BIDIRECTIONAL)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def split_over(self, mesh: DeviceMesh) -> None:
@@ -72,3 +72,9 @@ class CrossAttentionModule(Splits, nn.Module):
 
     def _heads(self, x: Tensor) -> Float[Tensor, "B H T K"]:
         return x.unflatten(-1, (-1, self.cfg.head_dim)).transpose(1, 2)
+
+
+@once_a_batch
+def _open(seq: Seq) -> Seq:
+    """The same stream, of which every document is seen whole."""
+    return Seq(seq.ids, seq.doc, seq.pos, torch.ones_like(seq.prefix))
