@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 
 from llmtrain.config import config
 from llmtrain.errors import ConfigError
+from llmtrain.ops.memory import keep_freed
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -127,8 +128,10 @@ class Trainer:
         return "bf16" if fast else "fp32"
 
     def configure(self) -> None:
-        """Threads and determinism of this process; before anything is computed, or even timed."""
+        """Threads, memory and determinism of this process; before anything is computed, or even timed."""
         quiet()
+        if not self.on_gpu:
+            keep_freed()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
             os.environ["OMP_NUM_THREADS"] = str(

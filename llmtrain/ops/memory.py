@@ -1,10 +1,26 @@
-"""Memory that was freed, given back to the system: an allocator may keep it, and a process grows without a leak."""
+"""Freed memory on a CPU: kept by the allocator from step to step, and given back to the system where it piles up."""
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 
 from torch import Tensor
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for what mallopt sets
+_NEVER = (1 << 31) - 1  # bytes, the most that it takes
+
+
+def keep_freed() -> bool:
+    """Let this process keep what it frees, where glibc would return large blocks at once: every step needs them again.
+
+    Each page that is taken anew is cleared first. Whoever sets glibc's own variables is left alone. Returns whether
+    it was done.
+    """
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = _of_libc("mallopt")
+    return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _NEVER) and mallopt(_TRIM_THRESHOLD, _NEVER))
 
 
 def give_back(device: str) -> None:
@@ -13,7 +29,7 @@ def give_back(device: str) -> None:
     Blocks of varying sizes, such as chunk after chunk of activations, otherwise pile up in holes that no later one
     fits (measured: 450 MB a chunk while live tensors stayed under 16 MB). Takes milliseconds.
     """
-    if device == "cpu" and (trim := _malloc_trim()) is not None:
+    if device == "cpu" and (trim := _of_libc("malloc_trim")) is not None:
         trim(0)
 
 
@@ -26,9 +42,10 @@ def given_back_before_its_gradient(x: Tensor) -> Tensor:
 
 
 @functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
+def _of_libc(name: str) -> Callable[..., int] | None:
+    """A function that only glibc has."""
     try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # another C library
         return None
     return found
