@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.lit import Pretrain, Progress
 from llmtrain.ops import backend
 from llmtrain.outcome import peak_memory
-from llmtrain.rivals import Rival, rivals
+from llmtrain.rivals import Elsewhere
 from llmtrain.setup import Setup
 from llmtrain.trainer import DTYPES
 
@@ -51,7 +51,7 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
     """Time ``steps`` optimiser steps of the run through the real trainer, each followed by a matrix product.
 
     ``framework`` is what a step takes beyond its other phases: Lightning, callbacks and logging. With ``against``
-    the public models of the run's kind and shape are stepped in turn with ours.
+    the public models of the run's kind and shape are stepped in turn with ours, in a process of their own.
     """
     run = setup.run
     if run.trainer.world > 1 or run.trainer.sharded:
@@ -63,10 +63,10 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
     accumulate, micro_rows = split_batch(run)
     device = torch.device("cuda" if run.trainer.on_gpu else "cpu")
     times = Times(device)
-    others = rivals(setup, device) if against else {}
+    others = Elsewhere(run) if against else None
     work = Work(setup.raw_per_row, setup.flops, 1.0)
     metrics = Metrics([_Nowhere()], work, every=run.trainer.log_every, horizon=WARMUP + steps)
-    between = Between(times, DTYPES[run.trainer.chosen_precision()], list(others.values()))
+    between = Between(times, DTYPES[run.trainer.chosen_precision()], others)
     trainer = run.trainer.lightning(accumulate=accumulate, callbacks=[metrics, between])
     module = TimedPretrain(
         setup.task,
@@ -80,8 +80,13 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
     batches = loader(setup.examples(), rows, workers=run.data.loader_workers)
     if run.trainer.compile:
         setup.task.compile()
-    with backend.force(**run.trainer.kernels):
-        trainer.fit(module, TimedBatches(batches, times))
+    try:
+        with backend.force(**run.trainer.kernels):
+            trainer.fit(module, TimedBatches(batches, times))
+    finally:
+        if others is not None:
+            others.close()
+    seconds = {} if others is None else others.seconds
     phases = times.medians()
     step = statistics.median(times.step[WARMUP:])
     product = 2 * between.width**3 / statistics.median(between.products[WARMUP:])
@@ -97,7 +102,7 @@ def bench(setup: Setup, *, steps: int, against: bool = False) -> Benchmark:
         n=setup.size.total,
         flops_per_step=flops,
         rows_per_second=_loader_speed(setup, micro_rows),
-        baselines={name: tokens / statistics.median(r.seconds[WARMUP:]) for name, r in others.items()},
+        baselines={name: tokens / statistics.median(s[WARMUP:]) for name, s in seconds.items()},
     )
 
 
@@ -194,9 +199,9 @@ class TimedBatches:
 
 
 class Between(AfterStep):
-    """After every step, outside its time: one matrix product, and one step of each rival."""
+    """After every step, outside its time: one matrix product, and one step of each public model."""
 
-    def __init__(self, times: Times, dtype: torch.dtype, others: Sequence[Rival]):
+    def __init__(self, times: Times, dtype: torch.dtype, others: Elsewhere | None):
         self.times, self.others = times, others
         self.products: list[float] = []
         self.width = (
@@ -210,8 +215,8 @@ class Between(AfterStep):
     def after_step(self, trainer: Any, module: Pretrain) -> None:
         self.times.end_step()
         self.products.append(timed_product(self._a, self._b))
-        for rival in self.others:
-            rival.step(self.times.now)
+        if self.others is not None:
+            self.others.step()
         self.times.begin_step()
 
 

@@ -1,18 +1,75 @@
 """``transformers``' models of a run's kind and shape, stepped in turn with ours by the benchmark."""
 
 import importlib.util
+import multiprocessing
+import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from llmtrain.errors import ConfigError
-from llmtrain.setup import Setup
-from llmtrain.trainer import autocast
+from llmtrain.data.prepare import prepare
+from llmtrain.errors import ConfigError, StorageError
+from llmtrain.run import Run
+from llmtrain.setup import Setup, set_up
+from llmtrain.trainer import autocast, quiet
 from llmtrain.types import IGNORE, Visibility
 
 Inputs = dict[str, Tensor]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Elsewhere:
+    """The public models of a run in a process of their own, where nothing that ours sets for itself helps them or not.
+
+    Ours keeps what it frees (``ops.memory``) and is deterministic; they run as their users run them.
+    """
+
+    def __init__(self, run: Run):
+        """Raises ConfigError where there is no such model."""
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            self.seconds: dict[str, list[float]] = {name: [] for name in self._there(_make, run)}
+        except BaseException:
+            self.close()
+            raise
+
+    def step(self) -> None:
+        """One step of each."""
+        for name, seconds in self.seconds.items():
+            seconds.append(self._there(_step, name))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _there(self, f: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        try:
+            return self._pool.submit(f, *args, **options).result()
+        except BrokenProcessPool:
+            raise StorageError(
+                "the process of transformers' models was killed, as it is where memory is short: take a smaller size "
+                "or fewer batch_rows"
+            ) from None
+
+
+_made: dict[str, "Rival"] = {}  # in the process of their own
+
+
+def _make(run: Run) -> list[str]:
+    quiet()
+    if run.trainer.threads is not None:
+        torch.set_num_threads(run.trainer.threads)
+    device = torch.device("cuda" if run.trainer.on_gpu else "cpu")
+    _made.update(rivals(set_up(run, prepare(run.data, run.tokenizer)), device))
+    return list(_made)
+
+
+def _step(name: str) -> float:
+    return _made[name].step()
 
 
 class Rival:
@@ -23,17 +80,22 @@ class Rival:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
         self.trainer = setup.run.trainer
         self.inputs = {name: x.to(device) for name, x in inputs.items()}
-        self.seconds: list[float] = []
 
-    def step(self, now: Callable[[], float]) -> None:
-        start = now()
+    def step(self) -> float:
+        """Its seconds."""
+        start = self._now()
         with autocast(self.trainer):
             loss = self.model(**self.inputs).loss
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.seconds.append(now() - start)
+        return self._now() - start
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def rivals(setup: Setup, device: torch.device) -> dict[str, Rival]:

@@ -1,7 +1,7 @@
 """Measure a config's training step: ``python scripts/bench.py experiment=clm_dense key=value ...``.
 
 Takes the overrides of train.py, and of its own: repeats=N (steps counted, 20), json=FILE (the figures as data), and
-against=transformers (its models of the same kind and shape, timed in turn).
+against=transformers (its models of the same kind and shape, timed in turn, in a process of their own).
 """
 
 import json
@@ -53,13 +53,12 @@ def table(found: "Benchmark") -> str:
     step = sum(found.seconds.values())
     lines = [f"{found.n:,} parameters, {found.flops_per_step:.3g} FLOPs a step, {found.precision}", ""]
     lines += [f"{phase:>12} {1e3 * s:10.2f} ms {s / step:7.1%}" for phase, s in found.seconds.items()]
-    others = " (with the models that it is timed against)" if found.baselines else ""
     lines += [
         f"{'step':>12} {1e3 * step:10.2f} ms",
         "",
         f"{found.tokens_per_second:,.0f} tokens/s, {found.mfu:.3f} of the matrix product's "
         f"{found.matmul_flops_per_second / 1e9:.0f} GFLOP/s, peak memory "
-        f"{found.peak_memory_bytes / 1e9:.2f} GB{others}",
+        f"{found.peak_memory_bytes / 1e9:.2f} GB",
         f"loader alone: {found.rows_per_second:,.0f} rows/s",
     ]
     for name, speed in found.baselines.items():
