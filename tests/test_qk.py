@@ -5,7 +5,7 @@ import torch
 
 from llmtrain.ops import qk
 from llmtrain.ops.dtypes import at_least_float32
-from llmtrain.ops.qk import norm_and_rotate, norm_and_rotate_reference
+from llmtrain.ops.qk import norm_and_rotate, norm_and_rotate_reference, norm_heads, norm_heads_reference
 from llmtrain.ops.rope import rotation
 from tests.tiny import noise
 
@@ -44,6 +44,22 @@ def test_values_are_the_same_in_every_bit():
     for dtype in TOLERANCE:
         ours, theirs = (results(f, 6, 2, dtype)[:3] for f in (norm_and_rotate, norm_and_rotate_reference))
         assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("n", "rest"), [(4, 0), (2, 2), (1, 3)])
+def test_some_heads_normalised_and_not_rotated(n, rest, dtype):
+    both = []
+    for function in (norm_heads, norm_heads_reference):
+        x = noise(3, 20, (n + rest) * D, seed=1).to(dtype).requires_grad_()
+        gain = (1 + 0.2 * noise(D, seed=2)).to(at_least_float32(dtype)).requires_grad_()
+        out = function(x, gain, n=n, eps=1e-6)
+        along = [noise(*y.shape, seed=4 + i).to(y.dtype) for i, y in enumerate(out)]
+        both.append([*out, *torch.autograd.grad(out, [x, gain], along)])
+    for ours, theirs in zip(*both, strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert ours.numel() == 0 or (ours - theirs).abs().max() <= TOLERANCE[dtype] * theirs.abs().max()
 
 
 def test_one_part_without_a_gradient():

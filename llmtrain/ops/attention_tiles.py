@@ -143,11 +143,12 @@ class _Tiled(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         work = _Work(q, k, ctx.bands, ctx.groups)
         grad_q, grad_k, grad_v = _like(q), _like(k), _like(v)
+        shape, wide = (work.most_heads, *k.shape[2:]), at_least_float32(k.dtype)
+        sums = [k.new_empty(shape, dtype=wide) for _ in range(2)]
         for band, heads, kv_heads in work.parts():
             keys, values = (x[band.rows, kv_heads].flatten(0, 1) for x in (k, v))
             # a key is met in many tiles: the sum of what they give it is not rounded at each
-            wide = at_least_float32(k.dtype)
-            to_keys, to_values = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (keys, values))
+            to_keys, to_values = (buffer[: len(keys)].zero_() for buffer in sums)
             for tile in band.tiles:
                 at = band.rows, heads, tile.queries
                 if tile.keys.stop == tile.keys.start:
@@ -176,7 +177,8 @@ class _Work:
         self._bands, self._groups, self._n_kv_heads = bands, groups, n_kv_heads
         rows = max((_n(band.rows) for band in bands), default=0)
         area = max((_n(t.queries) * _n(t.keys) for band in bands for t in band.tiles), default=0)
-        self._buffers = [q.new_empty(rows * groups * self._each * area) for _ in range(2)]
+        self.most_heads = rows * groups  # of keys, those of all the rows of a part
+        self._buffers = [q.new_empty(self.most_heads * self._each * area) for _ in range(2)]
         self.scores: Tensor  # of the last ``weights``, free to be written over
 
     def parts(self) -> Iterator[tuple[Band, slice, slice]]:

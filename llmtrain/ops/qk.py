@@ -19,18 +19,26 @@ Gain = Float[Tensor, " K"]
 Parts = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]]
 
 
+def heads_of(x: Float[Tensor, "B T C"], head_dim: int) -> Float[Tensor, "B H T K"]:
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def split_qkv(qkv: Float[Tensor, "B T C"], head_dim: int, *, n_heads: int) -> Parts:
+    """``n_heads`` heads of queries, then G of keys and G of values."""
+    heads = heads_of(qkv, head_dim)
+    n_kv_heads = (heads.shape[1] - n_heads) // 2
+    q, k, v = heads.split((n_heads, n_kv_heads, n_kv_heads), 1)
+    return q, k, v
+
+
 def norm_and_rotate_reference(
     qkv: Float[Tensor, "B T C"], q_gain: Gain, k_gain: Gain, turn: Rotation, *, n_heads: int, eps: float
 ) -> Parts:
-    """Queries and keys, RMS-normalised head by head (Henry et al. 2020), then rotated; and values as they are.
+    """``split_qkv`` with queries and keys RMS-normalised head by head (Henry et al. 2020), then rotated.
 
-    ``qkv`` holds ``n_heads`` heads of queries, then G of keys and G of values. What is between is computed in at
-    least float32; queries and keys come out in the dtype of the values.
+    What is between is computed in at least float32; queries and keys come out in the dtype of the values.
     """
-    d = len(q_gain)
-    heads = qkv.unflatten(-1, (-1, d)).transpose(1, 2)
-    n_kv_heads = (heads.shape[1] - n_heads) // 2
-    q, k, v = heads.split((n_heads, n_kv_heads, n_kv_heads), 1)
+    q, k, v = split_qkv(qkv, len(q_gain), n_heads=n_heads)
     q, k = (rotate(rms_norm(x, gain, eps), turn).to(v.dtype) for x, gain in ((q, q_gain), (k, k_gain)))
     return q, k, v
 
@@ -39,72 +47,103 @@ def norm_and_rotate(
     qkv: Float[Tensor, "B T C"], q_gain: Gain, k_gain: Gain, turn: Rotation, *, n_heads: int, eps: float
 ) -> Parts:
     """The same in half the time on a CPU; compilers and GPUs fuse the reference, and keep what it keeps."""
-    if torch.compiler.is_compiling() or backend.device_type(qkv) != "cpu":
+    if _is_fused(qkv):
         return norm_and_rotate_reference(qkv, q_gain, k_gain, turn, n_heads=n_heads, eps=eps)
+    d = len(q_gain)
+    n_kv_heads = (qkv.shape[-1] // d - n_heads) // 2
+    gain = torch.cat((q_gain.expand(n_heads, d), k_gain.expand(n_kv_heads, d)))
     with torch.autocast("cpu", enabled=False):
-        return _NormAndRotate.apply(qkv, q_gain, k_gain, *turn, n_heads, eps)
+        q, k, v = _Sweep.apply(qkv, gain, *turn, (n_heads, n_kv_heads), eps)
+    return q, k, v
 
 
-class _NormAndRotate(torch.autograd.Function):
+def norm_heads_reference(
+    x: Float[Tensor, "B T C"], gain: Gain, *, n: int, eps: float
+) -> tuple[Float[Tensor, "B n T K"], Float[Tensor, "B m T K"]]:
+    """The first ``n`` heads RMS-normalised, and the others as they are, all in the dtype of ``x``."""
+    heads = heads_of(x, len(gain))
+    first, rest = heads.split((n, heads.shape[1] - n), 1)
+    return rms_norm(first, gain, eps).to(x.dtype), rest
+
+
+def norm_heads(
+    x: Float[Tensor, "B T C"], gain: Gain, *, n: int, eps: float
+) -> tuple[Float[Tensor, "B n T K"], Float[Tensor, "B m T K"]]:
+    """The same in one sweep on a CPU."""
+    if _is_fused(x):
+        return norm_heads_reference(x, gain, n=n, eps=eps)
+    with torch.autocast("cpu", enabled=False):
+        first, rest = _Sweep.apply(x, gain.expand(n, -1), None, None, (n,), eps)
+    return first, rest
+
+
+def _is_fused(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or backend.device_type(x) != "cpu"
+
+
+class _Sweep(torch.autograd.Function):
     """A few rows at a time, in buffers that are used again: fresh memory costs a CPU more than the arithmetic."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        qkv: Tensor,
-        q_gain: Tensor,
-        k_gain: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        n_heads: int,
+        x: Tensor,
+        gain: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        sizes: tuple[int, ...],
         eps: float,
-    ) -> Parts:
-        n_rows, n_tokens, width = qkv.shape
-        d = len(q_gain)
-        n = (width // d + n_heads) // 2  # heads of queries and keys
-        wide = at_least_float32(qkv.dtype)
-        gain = torch.cat((q_gain.expand(n_heads, d), k_gain.expand(n - n_heads, d))).to(wide)
-        heads = qkv.unflatten(-1, (-1, d))
-        out = qkv.new_empty(n_rows, n_tokens, n, d)
-        inverse = qkv.new_empty(n_rows, n_tokens, n, 1, dtype=wide)
-        size = _tokens_at_once(n * d)
-        buffers = [qkv.new_empty(min(size, n_tokens), n, d, dtype=wide) for _ in range(2)]
-        for row, at in _slices(n_rows, n_tokens, size):
-            x, y = (buffer[: at.stop - at.start] for buffer in buffers)
-            x.copy_(heads[row, at, :n])
-            torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=inverse[row, at])
+    ) -> tuple[Tensor, ...]:
+        """Heads of ``sizes``, normalised by their rows of ``gain`` and perhaps rotated, and the heads that are left."""
+        n_rows, n_tokens, _ = x.shape
+        n, d = gain.shape
+        wide = at_least_float32(x.dtype)
+        gain = gain.to(wide)
+        heads = x.unflatten(-1, (-1, d))
+        out = [x.new_empty(n_rows, n_tokens, size, d) for size in sizes]
+        inverse = x.new_empty(n_rows, n_tokens, n, 1, dtype=wide)
+        length = _tokens_at_once(n * d)
+        buffers = [x.new_empty(min(length, n_tokens), n, d, dtype=wide) for _ in range(2)]
+        for row, at in _slices(n_rows, n_tokens, length):
+            y, turned = (buffer[: at.stop - at.start] for buffer in buffers)
+            y.copy_(heads[row, at, :n])
+            torch.linalg.vector_norm(y, dim=-1, keepdim=True, out=inverse[row, at])
             inverse[row, at].square_().div_(d).add_(eps).rsqrt_()
-            _rotate(x.mul_(inverse[row, at]).mul_(gain), cos[row, 0, at], sin[row, 0, at], y)
-            out[row, at] = y
-        ctx.save_for_backward(qkv, gain, cos, sin, inverse)
-        ctx.n_heads = n_heads
-        q, k = out.transpose(1, 2).split((n_heads, n - n_heads), 1)
-        return q, k, heads[:, :, n:].transpose(1, 2)
+            y.mul_(inverse[row, at]).mul_(gain)
+            if cos is not None and sin is not None:
+                _rotate(y, cos[row, 0, at], sin[row, 0, at], turned)
+                y = turned
+            for part, own in zip(out, y.split(sizes, 1), strict=True):
+                part[row, at] = own
+        ctx.save_for_backward(x, gain, cos, sin, inverse)
+        ctx.sizes = sizes
+        return tuple(part.transpose(1, 2) for part in (*out, heads[:, :, n:]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, gain, cos, sin, inverse = ctx.saved_tensors
-        (n_rows, n_tokens, _), (n, d), n_heads = qkv.shape, gain.shape, ctx.n_heads
-        heads = qkv.unflatten(-1, (-1, d))
+        x, gain, cos, sin, inverse = ctx.saved_tensors
+        (n_rows, n_tokens, _), (n, d) = x.shape, gain.shape
+        heads = x.unflatten(-1, (-1, d))
         grad = torch.empty_like(heads)
-        grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
-        grad[:, :, n:] = grad_v
+        *to_parts, to_rest = (g.transpose(1, 2) for g in grads)
+        grad[:, :, n:] = to_rest
         grad_gain = torch.zeros_like(gain)
-        size = _tokens_at_once(n * d)
-        buffers = [gain.new_empty(min(size, n_tokens), n, d) for _ in range(3)]
-        for row, at in _slices(n_rows, n_tokens, size):
-            x, y, turned = (buffer[: at.stop - at.start] for buffer in buffers)
-            x[:, :n_heads] = grad_q[row, at]
-            x[:, n_heads:] = grad_k[row, at]
-            _rotate(x, cos[row, 0, at], -sin[row, 0, at], turned)
+        length = _tokens_at_once(n * d)
+        buffers = [gain.new_empty(min(length, n_tokens), n, d) for _ in range(3)]
+        for row, at in _slices(n_rows, n_tokens, length):
+            z, y, back = (buffer[: at.stop - at.start] for buffer in buffers)
+            arrived = back if cos is None else z
+            for part, own in zip(to_parts, arrived.split(ctx.sizes, 1), strict=True):
+                own.copy_(part[row, at])
+            if cos is not None:
+                _rotate(z, cos[row, 0, at], -sin[row, 0, at], back)
             y.copy_(heads[row, at, :n]).mul_(inverse[row, at])
-            torch.mul(turned, y, out=x)
-            grad_gain += x.sum(0)
-            pull = x.mul_(gain).sum(-1, keepdim=True).div_(-d)  # along y: the part that the norm takes back
-            grad[row, at, :n] = turned.mul_(gain).addcmul_(y, pull).mul_(inverse[row, at])
-        by_head = grad_gain.split((n_heads, n - n_heads))
-        return grad.flatten(-2), *(g.sum(0) for g in by_head), None, None, None, None
+            torch.mul(back, y, out=z)
+            grad_gain += z.sum(0)
+            pull = z.mul_(gain).sum(-1, keepdim=True).div_(-d)  # along y: the part that the norm takes back
+            grad[row, at, :n] = back.mul_(gain).addcmul_(y, pull).mul_(inverse[row, at])
+        return grad.flatten(-2), grad_gain, None, None, None, None
 
 
 def _tokens_at_once(width: int) -> int:

@@ -16,7 +16,7 @@ from llmtrain.nn.parallel import per_rank
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
 from llmtrain.ops.dtypes import at_least_float32
-from llmtrain.ops.qk import Parts, norm_and_rotate
+from llmtrain.ops.qk import Parts, norm_and_rotate, split_qkv
 from llmtrain.ops.rope import rotate, rotation
 from llmtrain.types import Seq, Visibility
 
@@ -128,6 +128,5 @@ class AttentionModule(MixerModule):
         if self.cfg.qk_norm:
             gains = self.q_norm.gain(), self.k_norm.gain()
             return norm_and_rotate(qkv, *gains, turn, n_heads=self.n_heads, eps=self.cfg.norm_eps)
-        heads = qkv.unflatten(-1, (-1, self.cfg.head_dim)).transpose(1, 2)
-        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), 1)
+        q, k, v = split_qkv(qkv, self.cfg.head_dim, n_heads=self.n_heads)
         return rotate(q, turn), rotate(k, turn), v

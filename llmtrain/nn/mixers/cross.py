@@ -14,7 +14,9 @@ from llmtrain.nn.norm import RMSNorm
 from llmtrain.nn.parallel import per_rank
 from llmtrain.nn.roles import linear
 from llmtrain.ops.attention import attend
+from llmtrain.ops.mask import Heads, KeyHeads
 from llmtrain.ops.once import once_a_batch
+from llmtrain.ops.qk import heads_of, norm_heads
 from llmtrain.types import Seq, Visibility
 
 
@@ -52,9 +54,7 @@ class CrossAttentionModule(Splits, nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], seq: Seq, source: Float[Tensor, "B S D"], source_seq: Seq
     ) -> Float[Tensor, "B T D"]:
-        q, k, v = (self._heads(part) for part in (self.q(x), *self.kv(source).chunk(2, -1)))
-        if self.cfg.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._project(x, source)
         y = attend(q, k, v, seq, _open(source_seq), visibility=Visibility.BIDIRECTIONAL)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -70,8 +70,15 @@ class CrossAttentionModule(Splits, nn.Module):
         own, other = dense_flops(extent.tokens, self.q, self.out), dense_flops(extent.source, self.kv)
         return own.plus(other, Flops(scores, scores))
 
-    def _heads(self, x: Tensor) -> Float[Tensor, "B H T K"]:
-        return x.unflatten(-1, (-1, self.cfg.head_dim)).transpose(1, 2)
+    def _project(self, x: Tensor, source: Tensor) -> tuple[Heads, KeyHeads, KeyHeads]:
+        q, kv = self.q(x), self.kv(source)
+        d, eps, n = self.cfg.head_dim, self.cfg.norm_eps, self.n_kv_heads
+        if not self.cfg.qk_norm:
+            k, v = heads_of(kv, d).split(n, 1)
+            return heads_of(q, d), k, v
+        q, _ = norm_heads(q, self.q_norm.gain(), n=q.shape[-1] // d, eps=eps)
+        k, v = norm_heads(kv, self.k_norm.gain(), n=n, eps=eps)
+        return q, k, v
 
 
 @once_a_batch
