@@ -143,13 +143,12 @@ class _Tiled(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         work = _Work(q, k, ctx.bands, ctx.groups)
         grad_q, grad_k, grad_v = _like(q), _like(k), _like(v)
-        shape, wide = (work.most_heads, *k.shape[2:]), at_least_float32(k.dtype)
-        sums = [k.new_empty(shape, dtype=wide) for _ in range(2)]
+        to_keys, to_values = (_Sum(x, grad, work) for x, grad in ((k, grad_k), (v, grad_v)))
         for band, heads, kv_heads in work.parts():
             keys, values = (x[band.rows, kv_heads].flatten(0, 1) for x in (k, v))
-            # a key is met in many tiles: the sum of what they give it is not rounded at each
-            to_keys, to_values = (buffer[: len(keys)].zero_() for buffer in sums)
-            for tile in band.tiles:
+            for tile in reversed(
+                band.tiles
+            ):  # the last may meet all the keys, so that there is a sum to add to
                 at = band.rows, heads, tile.queries
                 if tile.keys.stop == tile.keys.start:
                     grad_q[at] = 0
@@ -158,14 +157,43 @@ class _Tiled(torch.autograd.Function):
                 g = grads[0][at]
                 g = work.of_queries(g if tile.blind is None else g.masked_fill(tile.blind, 0.0))
                 weights = work.weights(x, near, tile)
-                to_values[:, tile.keys] += weights.mT @ g
+                to_values.add(weights.mT @ g, tile.keys)
                 pull = torch.bmm(g, values[:, tile.keys].mT, out=work.scores)
                 torch._softmax_backward_data(pull, weights, -1, pull.dtype, grad_input=pull)
                 grad_q[at] = torch.baddbmm(x, pull, near, beta=0, alpha=work.scale).view(q[at].shape)
-                to_keys[:, tile.keys] += torch.baddbmm(near, pull.mT, x, beta=0, alpha=work.scale)
-            grad_k[band.rows, kv_heads] = to_keys.view(k[band.rows, kv_heads].shape).to(k.dtype)
-            grad_v[band.rows, kv_heads] = to_values.view(v[band.rows, kv_heads].shape).to(v.dtype)
+                to_keys.add(torch.baddbmm(near, pull.mT, x, beta=0, alpha=work.scale), tile.keys)
+            to_keys.write(band.rows, kv_heads)
+            to_values.write(band.rows, kv_heads)
         return grad_q, grad_k, grad_v, None, None
+
+
+class _Sum:
+    """What the tiles of a band give to each key, not rounded in between; what one tile alone gives is not copied."""
+
+    def __init__(self, x: Tensor, out: Tensor, work: "_Work"):
+        self._out, self._work, self._n_keys = out, work, x.shape[2]
+        self._shape, self._dtype = (*x.shape[2:],), at_least_float32(x.dtype)
+        self._buffer: Tensor | None = None  # for all bands, once one needs it
+        self._first: Tensor | None = None  # of this band, if it went to all the keys
+        self._wide: Tensor | None = None  # the sum, once there is a second
+
+    def add(self, part: Float[Tensor, "n s K"], keys: slice) -> None:
+        if self._first is None and self._wide is None and _n(keys) == self._n_keys:
+            self._first = part
+            return
+        if self._wide is None:
+            if self._buffer is None:
+                self._buffer = part.new_empty(self._work.most_heads, *self._shape, dtype=self._dtype)
+            self._wide = self._buffer[: len(part)]
+            self._wide.zero_() if self._first is None else self._wide.copy_(self._first)
+        self._wide[:, keys] += part
+
+    def write(self, rows: slice, heads: slice) -> None:
+        """The sum, as the gradient of some heads of some rows; the next band begins anew."""
+        out = self._out[rows, heads]
+        found = self._first if self._wide is None else self._wide
+        out.zero_() if found is None else out.copy_(found.view(out.shape))
+        self._first = self._wide = None
 
 
 class _Work:
