@@ -11,6 +11,9 @@ from torch.autograd.function import once_differentiable
 from llmtrain.ops import backend, dataless
 from llmtrain.ops.dtypes import at_least_float32
 
+# numbers worked on at a time in the backward pass, so that what is made of them stays in a core's cache
+_AT_ONCE = 1 << 19
+
 
 def rms_norm_reference(
     x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float
@@ -38,14 +41,22 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
+        ctx.shape = x.shape
         return (x * inverse).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
-        product = (grad * x).flatten(0, -2)
-        pull = torch.mv(product, weight).view(inverse.shape)  # along x: the part that the norm takes back
-        pull.mul_(inverse.square()).div_(-x.shape[-1])
-        grad_x = torch.addcmul(grad * weight, x, pull).mul_(inverse)
-        return grad_x, torch.mv(product.T, inverse.flatten()), None
+        grad, x, inverse = (t.reshape(-1, t.shape[-1]) for t in (grad, x, inverse))
+        (n, d), step = x.shape, max(1, _AT_ONCE // x.shape[1])
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        buffer = x.new_empty(min(n, step), d)
+        for start in range(0, n, step):
+            at = slice(start, min(start + step, n))
+            product = torch.mul(grad[at], x[at], out=buffer[: at.stop - start])
+            # along x: the part that the norm takes back
+            pull = torch.mv(product, weight)[:, None].mul_(inverse[at].square()).div_(-d)
+            grad_weight += torch.mv(product.T, inverse[at, 0])
+            torch.mul(grad[at], weight, out=grad_x[at]).addcmul_(x[at], pull).mul_(inverse[at])
+        return grad_x.view(ctx.shape), grad_weight, None
