@@ -22,7 +22,7 @@ from llmtrain.optim.schedules import Constant
 from llmtrain.run import Run
 from llmtrain.sharding import lay_out
 from llmtrain.strategy import unsynchronised
-from llmtrain.trainer import Precision, Trainer
+from llmtrain.trainer import DTYPES, Precision, Trainer
 
 _GRANULE = {"cpu": 1, "cuda": 512}  # what torch's allocator rounds up to
 
@@ -137,10 +137,11 @@ def _kernels(plan: Plan) -> dict[str, str]:
     run = plan.run
     kernels = dict(run.trainer.kernels)
     several = run.objective.rows == "packed" and run.data.isolate_documents
-    narrow = run.trainer.chosen_precision() == "bf16"
-    by_document = kernels["attention"] == "by_document" or (kernels["attention"] == "auto" and not narrow)
-    if plan.device == "cpu" and several and by_document:
-        kernels["attention"] = "masked"
+    if plan.device == "cpu" and several:
+        with backend.force(**kernels):
+            chosen = backend.choose("attention", torch.empty(0), DTYPES[run.trainer.chosen_precision()])
+        if chosen == "by_document":
+            kernels["attention"] = "masked"
     return kernels
 
 

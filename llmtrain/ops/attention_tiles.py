@@ -143,12 +143,11 @@ class _Tiled(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         work = _Work(q, k, ctx.bands, ctx.groups)
         grad_q, grad_k, grad_v = _like(q), _like(k), _like(v)
-        to_keys, to_values = (_Sum(x, grad, work) for x, grad in ((k, grad_k), (v, grad_v)))
+        to_keys, to_values = (_Sum(grad, work.most_heads) for grad in (grad_k, grad_v))
         for band, heads, kv_heads in work.parts():
             keys, values = (x[band.rows, kv_heads].flatten(0, 1) for x in (k, v))
-            for tile in reversed(
-                band.tiles
-            ):  # the last may meet all the keys, so that there is a sum to add to
+            # the last first: it may meet all the keys, so that there is a sum to add to
+            for tile in reversed(band.tiles):
                 at = band.rows, heads, tile.queries
                 if tile.keys.stop == tile.keys.start:
                     grad_q[at] = 0
@@ -170,20 +169,20 @@ class _Tiled(torch.autograd.Function):
 class _Sum:
     """What the tiles of a band give to each key, not rounded in between; what one tile alone gives is not copied."""
 
-    def __init__(self, x: Tensor, out: Tensor, work: "_Work"):
-        self._out, self._work, self._n_keys = out, work, x.shape[2]
-        self._shape, self._dtype = (*x.shape[2:],), at_least_float32(x.dtype)
+    def __init__(self, out: Tensor, most_heads: int):
+        self._out, self._most_heads = out, most_heads
         self._buffer: Tensor | None = None  # for all bands, once one needs it
         self._first: Tensor | None = None  # of this band, if it went to all the keys
         self._wide: Tensor | None = None  # the sum, once there is a second
 
     def add(self, part: Float[Tensor, "n s K"], keys: slice) -> None:
-        if self._first is None and self._wide is None and _n(keys) == self._n_keys:
+        if self._first is None and self._wide is None and _n(keys) == self._out.shape[2]:
             self._first = part
             return
         if self._wide is None:
             if self._buffer is None:
-                self._buffer = part.new_empty(self._work.most_heads, *self._shape, dtype=self._dtype)
+                shape, wide = (self._most_heads, *self._out.shape[2:]), at_least_float32(part.dtype)
+                self._buffer = part.new_empty(shape, dtype=wide)
             self._wide = self._buffer[: len(part)]
             self._wide.zero_() if self._first is None else self._wide.copy_(self._first)
         self._wide[:, keys] += part
